@@ -1,0 +1,36 @@
+"""The errors that a user can cause, and the sentence that helps with a misspelt name.
+
+Every message says what was expected, what came, and where to fix it. All of these are `ValueError`s, so a
+caller who does not know vla_mot can still catch them; the commands print them without a traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A configuration that does not fit: an unknown key or preset, experts that disagree, a bad number."""
+
+
+class DatasetError(ValueError):
+    """A dataset that is missing, of another format, or does not fit the embodiment."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is truncated, incomplete, has a weight too many, or one of another shape."""
+
+
+class NonFiniteLossError(ValueError):
+    """A loss or gradient became NaN or infinite; the message names the batch and the last good checkpoint."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the closest of `known`, or an empty string when nothing is close."""
+    match = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that is not among `known`: what came, the nearest one, and the choices."""
+    choices = sorted(str(k) for k in known)
+    return f"unknown {kind} {name!r}.{nearest(name, choices)} Known: {', '.join(choices) or 'none'}."
