@@ -1,0 +1,1 @@
+"""Robots in pure torch: embodiments, normalization, delta actions, image resizing, camera slots."""

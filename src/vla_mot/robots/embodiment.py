@@ -1,0 +1,166 @@
+"""A robot as the library knows it: state and action layout, units, delta dimensions and cameras.
+
+Embodiments are YAML files (`conf/embodiment/*.yaml`), so that a user adds a robot without touching the source:
+
+    name: conveyor
+    fps: 10
+    state:
+      - {key: observation.state, names: [x, y], units: [m, m]}
+    action:
+      - {key: action, names: [x, y], units: [m, m], delta: [true, true]}
+    cameras: [observation.images.head, null, null]
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vla_mot.errors import ConfigError, unknown_name
+
+
+@dataclass(frozen=True)
+class Field:
+    """One dataset feature that contributes dimensions to the state or the action.
+
+    key: the LeRobot feature, e.g. `observation.state`.
+    names, units: one entry per dimension, e.g. `("x", "y")`, `("m", "m")`.
+    delta: per dimension, True where the action is predicted relative to the state at the chunk's start
+        (always all False for a state).
+    """
+
+    key: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    delta: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.delta:
+            object.__setattr__(self, "delta", (False,) * len(self.names))
+        if not len(self.names) == len(self.units) == len(self.delta):
+            raise ConfigError(
+                f"feature {self.key!r} lists {len(self.names)} names, {len(self.units)} units and "
+                f"{len(self.delta)} delta flags; each dimension needs one of each. Fix the embodiment's YAML."
+            )
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """A robot: what its datasets call its state, its actions and its cameras.
+
+    name: the one lower-case spelling; `aliases` are what datasets call it.
+    fps: control and recording rate in Hz; chunks and the foresight offset count in its frames.
+    state, action: features in the order in which their dimensions are concatenated.
+    cameras: the LeRobot image feature of each camera slot, None where the slot is absent.
+
+    A delta dimension i of the action is relative to dimension i of the state, as in the released checkpoints.
+    """
+
+    name: str
+    fps: float
+    state: tuple[Field, ...]
+    action: tuple[Field, ...]
+    cameras: tuple[str | None, ...]
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name != self.name.lower():
+            raise ConfigError(f"embodiment name {self.name!r} must be lower case: write {self.name.lower()!r}.")
+        if not self.fps > 0:
+            raise ConfigError(f"embodiment {self.name!r}: fps must be positive, got {self.fps}.")
+        deepest = max((i for i, delta in enumerate(self.delta_mask) if delta), default=-1)
+        if deepest >= self.state_dim:
+            raise ConfigError(
+                f"embodiment {self.name!r}: action dimension {deepest} is a delta, but the state has only "
+                f"{self.state_dim} dimensions to be relative to. Fix `delta` in its YAML."
+            )
+
+    @property
+    def state_dim(self) -> int:
+        """Number of real state dimensions."""
+        return sum(len(field.names) for field in self.state)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of real action dimensions."""
+        return sum(len(field.names) for field in self.action)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Name of every action dimension, in order."""
+        return tuple(name for field in self.action for name in field.names)
+
+    @property
+    def action_units(self) -> tuple[str, ...]:
+        """Unit of every action dimension, in order."""
+        return tuple(unit for field in self.action for unit in field.units)
+
+    @property
+    def delta_mask(self) -> tuple[bool, ...]:
+        """Per action dimension, True where the chunk is relative to the state at its start."""
+        return tuple(delta for field in self.action for delta in field.delta)
+
+    @property
+    def present_cameras(self) -> tuple[tuple[int, str], ...]:
+        """(slot, image feature) of every camera that the robot has."""
+        return tuple((slot, key) for slot, key in enumerate(self.cameras) if key is not None)
+
+    def frames(self, *, frames: int | None = None, seconds: float | None = None) -> int:
+        """Return a duration in frames of this robot, from frames or from seconds (exactly one is given).
+
+        Raises ConfigError when both or neither are given, or when the seconds are no whole number of frames.
+        """
+        if (frames is None) == (seconds is None):
+            raise ConfigError(f"state a duration in frames or in seconds, not both: {frames=}, {seconds=}.")
+        if seconds is None:
+            return int(frames)  # type: ignore[arg-type]
+        exact = seconds * self.fps
+        if abs(exact - round(exact)) > 1e-6:
+            raise ConfigError(
+                f"{seconds} s is {exact:g} frames at {self.fps:g} fps of embodiment {self.name!r}; "
+                "choose a whole number of frames."
+            )
+        return round(exact)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and scalars, as written to YAML and to a checkpoint's `config.json`."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> "Embodiment":
+        """Build from a YAML or JSON mapping. Raises ConfigError naming the field that does not fit."""
+        _check_keys("embodiment field", spec, ("name", "fps", "state", "action", "cameras", "aliases"))
+        missing = {"name", "fps", "state", "action", "cameras"} - spec.keys()
+        if missing:
+            raise ConfigError(f"embodiment {spec.get('name', '?')!r} lacks {', '.join(sorted(missing))}.")
+        return cls(
+            name=str(spec["name"]),
+            fps=float(spec["fps"]),
+            state=tuple(_field(entry) for entry in spec["state"]),
+            action=tuple(_field(entry) for entry in spec["action"]),
+            cameras=tuple(spec["cameras"]),
+            aliases=tuple(spec.get("aliases") or ()),
+        )
+
+
+def _field(spec: Mapping[str, Any]) -> Field:
+    _check_keys("embodiment feature key", spec, ("key", "names", "units", "delta"))
+    return Field(
+        key=str(spec["key"]),
+        names=tuple(str(name) for name in spec["names"]),
+        units=tuple(str(unit) for unit in spec["units"]),
+        delta=tuple(bool(flag) for flag in spec.get("delta") or ()),
+    )
+
+
+def _check_keys(kind: str, spec: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in spec:
+        if key not in known:
+            raise ConfigError(unknown_name(kind, key, known))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
