@@ -1,0 +1,1 @@
+"""Flow matching: noise levels, keyed noise, interpolation, velocity and its integration."""
