@@ -1,1 +1,1 @@
-"""Tests mirror src/vla_mot. A package, because one of our dependencies installs a top-level `tests` of its own."""
+"""Tests mirror src/vla_mot. A package, because a dependency installs a top-level `tests` too."""

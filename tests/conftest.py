@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread, no window, an empty Hugging Face cache, and the golden files."""
+"""What every test shares: no network, one thread, no window, an empty Hugging Face cache, the golden files."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# All of this must stand before torch, transformers, lerobot or pygame are imported, and subprocesses inherit it.
+# Must stand before torch, transformers, lerobot or pygame are imported; subprocesses inherit it.
 _OWN_CACHE = None
 if "VLA_MOT_TEST_CACHE" not in os.environ:  # pytest-xdist's workers inherit the one of their parent
     _OWN_CACHE = os.environ["VLA_MOT_TEST_CACHE"] = tempfile.mkdtemp(prefix="vla-mot-tests-")
