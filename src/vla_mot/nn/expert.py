@@ -5,7 +5,7 @@ The joint stack (`vla_mot.nn.mot`) only asks a layer for `input_layernorm`, `sel
 from transformers fit beside `ExpertLayer`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,20 +40,6 @@ class ExpertConfig:
 
     hidden_size: int
     intermediate_size: int
-
-
-def require_same_geometry(experts: dict[str, Geometry]) -> None:
-    """Raise ConfigError unless all experts agree on layers, heads, KV heads, head dim and positions."""
-    for field in fields(Geometry):
-        if field.name in ("qk_norm", "attention_bias", "rms_norm_eps"):
-            continue
-        values = {name: getattr(geometry, field.name) for name, geometry in experts.items()}
-        if len(set(values.values())) > 1:
-            said = ", ".join(f"{name}={value}" for name, value in values.items())
-            raise ConfigError(
-                f"experts disagree on {field.name}: {said}. Joint attention needs them equal; "
-                f"set {field.name} in conf/model/ or conf/backbone/."
-            )
 
 
 class ExpertAttention(nn.Module):

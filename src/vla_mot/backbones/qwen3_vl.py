@@ -1,0 +1,243 @@
+"""The Qwen3-VL family as understanding expert, made of transformers' own modules.
+
+Per view the sequence holds vision-start, one token per merged patch, vision-end; then the instruction. Positions
+are Qwen3-VL's interleaved M-RoPE over real tokens only. DeepStack features are not computed: the released
+policies compute and discard them.
+
+Legend: `B` batch, `V` views, `P` patches per view, `T` = P / merge² image tokens per view, `N` text tokens,
+`U` = V·(T + 2) + N tokens, `D` text width, `E` vision width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+    Qwen3VLVisionModel,
+    apply_rotary_pos_emb_vision,
+)
+
+from vla_mot.backbones.base import Understood, UnderstandingExpert
+from vla_mot.backbones.tokenizers import encode, make_tokenizer
+from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.nn.expert import Geometry
+from vla_mot.nn.rope import RopeConfig
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Vision tower. The defaults are Qwen3-VL-2B's."""
+
+    depth: int = 24
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_heads: int = 16
+    patch_size: int = 16
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    num_position_embeddings: int = 2304
+    deepstack_layers: tuple[int, ...] = (5, 11, 17)
+
+
+@dataclass(frozen=True)
+class Qwen3VLConfig:
+    """Qwen3-VL as it is used here. The defaults are Qwen3-VL-2B's.
+
+    image_size: (height, width) in pixels that the tower sees; views of another size are resized (bicubic,
+    antialiased, as the released processor does). text_length: N. tokenizer: see `tokenizers`.
+    """
+
+    hidden_size: int = 2048
+    intermediate_size: int = 6144
+    num_layers: int = 28
+    num_heads: int = 16
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    vocab_size: int = 151936
+    rope_base: float = 5e6
+    mrope_sections: tuple[int, ...] = (24, 20, 20)
+    rms_norm_eps: float = 1e-6
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    image_size: tuple[int, int] = (256, 256)
+    text_length: int = 48
+    tokenizer: str = "qwen"
+    pad_token_id: int = 151643
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+
+    def __post_init__(self) -> None:
+        cell = self.vision.patch_size * self.vision.merge_size
+        if any(side % cell for side in self.image_size):
+            raise ConfigError(
+                f"backbone image_size {self.image_size} must be multiples of patch × merge = {cell} pixels."
+            )
+        if sum(self.mrope_sections) != self.head_dim // 2:
+            raise ConfigError(
+                f"mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}."
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns) of one view, before merging."""
+        return (self.image_size[0] // self.vision.patch_size, self.image_size[1] // self.vision.patch_size)
+
+
+def build(options: Mapping[str, Any]) -> "Qwen3VLExpert":
+    """Build from the options of `conf/backbone/`. Raises ConfigError for an unknown option."""
+    vision = _make(VisionConfig, "vision option", options.get("vision") or {})
+    rest = {key: value for key, value in options.items() if key != "vision"}
+    return Qwen3VLExpert(_make(Qwen3VLConfig, "qwen3_vl option", rest, vision=vision))
+
+
+def _make(cls: Any, kind: str, options: Mapping[str, Any], **more: Any) -> Any:
+    known = [f.name for f in fields(cls)]
+    for key in options:
+        if key not in known:
+            raise ConfigError(unknown_name(kind, key, known))
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return cls(**given, **more)
+
+
+class Qwen3VLExpert(UnderstandingExpert):
+    """Vision tower and token embeddings of a Qwen3-VL."""
+
+    def __init__(self, config: Qwen3VLConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.geometry = Geometry(
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rope=RopeConfig(config.rope_base, tuple(config.mrope_sections)),
+            rms_norm_eps=config.rms_norm_eps,
+        )
+        self.visual = Qwen3VLVisionModel(_hf_vision_config(config))
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.embed_tokens.weight, std=0.02)
+        self._encode = make_tokenizer(config.tokenizer)
+
+    def make_layers(self) -> list[nn.Module]:
+        text = _hf_text_config(self.config)
+        return [Qwen3VLTextDecoderLayer(text, i) for i in range(self.config.num_layers)]
+
+    def make_norm(self) -> nn.Module:
+        return Qwen3VLTextRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
+
+    def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return encode(instructions, self._encode, self.config.text_length, self.config.pad_token_id)
+
+    def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
+        vision = self.embed_images(images)  # (B, V, T, D)
+        batch, views, tokens, _ = vision.shape
+        edges = token_ids.new_tensor([self.config.vision_start_token_id, self.config.vision_end_token_id])
+        start, end = self.embed_tokens(edges).expand(batch, views, 2, -1).split(1, dim=2)
+        framed = torch.cat((start, vision.to(start.dtype), end), dim=2).flatten(1, 2)
+        embeddings = torch.cat((framed, self.embed_tokens(token_ids)), dim=1)
+        valid = torch.cat((view_mask.repeat_interleave(tokens + 2, dim=1), token_mask), dim=1)
+        return Understood(embeddings, valid, self.positions(view_mask, token_mask))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """`(B, V, 3, H, W)` float in [0, 1] → `(B, V, T, D)`: the vision tower over equally sized views.
+
+        Runs the stock modules on `(views, patches)` instead of one flattened sequence, so that attention is
+        one batched call rather than one per picture.
+        """
+        patches = self.patchify(images)  # (B·V, P, C·t·p·p)
+        tower, (rows, cols) = self.visual, self.config.grid
+        grid = torch.tensor([[1, rows, cols]], device=images.device)
+        x = tower.patch_embed(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        x = x + tower.fast_pos_embed_interpolate(grid)
+        angles = tower.rot_pos_emb(grid).flatten(1)
+        angles = torch.cat((angles, angles), dim=-1)
+        turn = (angles.cos(), angles.sin())
+        for block in tower.blocks:
+            x = x + _vision_attention(block.attn, block.norm1(x), turn)
+            x = x + block.mlp(block.norm2(x))
+        merged = tower.merger(x.flatten(0, 1))
+        return merged.unflatten(0, (*images.shape[:2], -1))
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """`(B, V, 3, H, W)` in [0, 1] → `(B·V, P, 3·t·p·p)` in [−1, 1], rows in merge-block order.
+
+        Follows transformers' Qwen2-VL image processor with mean = std = 0.5 and the still frame repeated.
+        """
+        vision, size = self.config.vision, tuple(self.config.image_size)
+        flat = images.flatten(0, 1)
+        if flat.shape[-2:] != size:
+            flat = F.interpolate(flat, size=size, mode="bicubic", antialias=True, align_corners=False)
+        patches = rearrange(
+            (flat - 0.5) / 0.5,
+            "n c (h mh p) (w mw q) -> n (h w mh mw) c p q",
+            mh=vision.merge_size,
+            mw=vision.merge_size,
+            p=vision.patch_size,
+            q=vision.patch_size,
+        )
+        return repeat(patches, "n l c p q -> n l (c t p q)", t=vision.temporal_patch_size)
+
+    def positions(self, view_mask: Tensor, token_mask: Tensor) -> Tensor:
+        """`(3, B, U)` int64 M-RoPE positions (time, height, width), counting real tokens only.
+
+        A present view takes one position for its start, a grid that shares one time, and one for its end; the
+        next token continues after the largest coordinate. Masked tokens get 0, which nothing reads.
+        """
+        rows, cols = (side // self.config.vision.merge_size for side in self.config.grid)
+        device, views = view_mask.device, view_mask.shape[1]
+        present = view_mask.long()
+        length = max(rows, cols) + 2
+        first = (present.cumsum(1) - present) * length  # (B, V) position of each view's start token
+        row = torch.arange(rows, device=device).repeat_interleave(cols)
+        col = torch.arange(cols, device=device).repeat(rows)
+        inside = torch.stack((torch.zeros_like(row), row, col)) + 1  # (3, T)
+        start, end = inside.new_zeros(3, 1), inside.new_full((3, 1), length - 1)
+        offsets = torch.cat((start, inside, end), dim=1)  # (3, T + 2)
+        seen = first[None, :, :, None] + offsets[:, None, None, :]
+        seen = (seen * present[None, :, :, None]).reshape(3, -1, views * offsets.shape[1])
+        told = (present.sum(1, keepdim=True) * length + token_mask.long().cumsum(1) - 1) * token_mask
+        return torch.cat((seen, told.expand(3, -1, -1)), dim=2)
+
+
+def _vision_attention(attention: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Full attention inside each view, `(n, P, E)` → `(n, P, E)`, with the stock module's weights."""
+    query, key, value = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
+    query, key = apply_rotary_pos_emb_vision(query, key, *turn)
+    out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return attention.proj(out.transpose(1, 2).flatten(2))
+
+
+def _hf_text_config(config: Qwen3VLConfig) -> Qwen3VLTextConfig:
+    return Qwen3VLTextConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+    )
+
+
+def _hf_vision_config(config: Qwen3VLConfig) -> Qwen3VLVisionConfig:
+    vision = config.vision
+    return Qwen3VLVisionConfig(
+        depth=vision.depth,
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        num_heads=vision.num_heads,
+        patch_size=vision.patch_size,
+        spatial_merge_size=vision.merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        out_hidden_size=config.hidden_size,
+        num_position_embeddings=vision.num_position_embeddings,
+        deepstack_visual_indexes=list(vision.deepstack_layers),
+    )

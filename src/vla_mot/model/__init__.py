@@ -1,0 +1,1 @@
+"""The joint model: three experts, one sequence, two losses, prefill and denoise."""

@@ -1,0 +1,71 @@
+"""What turns latents, states and noisy actions into tokens, and tokens into predictions.
+
+Legend: `B` batch, `V` views, `T` 2 times (history, present), `C` latent channels, `h`/`w` latent rows and
+columns, `r`/`c` token rows and columns (h and w over the stride), `D` expert width, `L` chunk, `A` action dims.
+"""
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vla_mot.errors import ConfigError
+from vla_mot.flow.matching import noise_level_embedding
+
+
+class GenerationHead(nn.Module):
+    """Latents of t − m and t → tokens in order (view, time, row, column); their outputs → latents of t + m."""
+
+    def __init__(self, channels: int, latent_size: tuple[int, int], stride: int, width: int) -> None:
+        super().__init__()
+        if any(side % stride for side in latent_size):
+            raise ConfigError(f"foresight_stride {stride} must divide the latents' {latent_size}; see conf/model/.")
+        self.grid = (latent_size[0] // stride, latent_size[1] // stride)
+        self.in_proj = nn.Conv2d(channels, width, kernel_size=1)
+        self.downsample = nn.Conv2d(width, width, kernel_size=stride, stride=stride)
+        self.upsample = nn.ConvTranspose2d(width, width, kernel_size=stride, stride=stride)
+        self.norm = nn.LayerNorm(width)
+        self.out_proj = nn.Linear(width, channels)
+
+    @property
+    def tokens_per_view(self) -> int:
+        """Tokens of one view over both times."""
+        return 2 * self.grid[0] * self.grid[1]
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """`(B, V, T, C, h, w)` → `(B, V·T·r·c, D)`."""
+        batch, views = latents.shape[:2]
+        tokens = self.downsample(self.in_proj(latents.flatten(0, 2)))
+        return rearrange(tokens, "(b v t) d r c -> b (v t r c) d", b=batch, v=views)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Expert outputs `(B, V·T·r·c, D)` → predicted latents `(B, V, C, h, w)`, all in one pass."""
+        rows, cols = self.grid
+        mean = reduce(outputs, "b (v t r c) d -> b v d r c", "mean", t=2, r=rows, c=cols)
+        grown = self.upsample(mean.flatten(0, 1))
+        latents = self.out_proj(self.norm(grown.movedim(1, -1))).movedim(-1, 1)
+        return latents.unflatten(0, mean.shape[:2])
+
+
+class ActionHead(nn.Module):
+    """State and noisy actions → tokens of the action expert; its outputs → velocity."""
+
+    def __init__(self, state_dim: int, action_dim: int, width: int, periods: tuple[float, float]) -> None:
+        super().__init__()
+        self.periods = periods
+        self.state_proj = nn.Linear(state_dim, width)
+        self.in_proj = nn.Linear(action_dim, width)
+        self.time_mlp_in = nn.Linear(2 * width, width)
+        self.time_mlp_out = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, action_dim)
+
+    def embed_state(self, state: Tensor) -> Tensor:
+        """`(B, S)` → one token `(B, 1, D)`."""
+        return self.state_proj(state).unsqueeze(1)
+
+    def embed_actions(self, x: Tensor, noise_level: Tensor) -> Tensor:
+        """Noisy actions `(B, L, A)` at levels `(B,)` → `(B, L, D)`."""
+        width = self.in_proj.out_features
+        level = noise_level_embedding(noise_level, width, *self.periods).to(x.dtype)
+        joined = torch.cat((self.in_proj(x), level[:, None].expand(-1, x.shape[1], -1)), dim=-1)
+        return self.time_mlp_out(F.silu(self.time_mlp_in(joined)))

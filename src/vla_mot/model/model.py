@@ -1,0 +1,253 @@
+"""The joint model: `[understanding | generation | state | action]` in one Mixture-of-Transformers stack.
+
+Training runs the whole sequence once (`losses`). Inference runs everything that does not depend on the noise
+once (`prefill`) and then only the action tokens against a read-only cache (`denoise`).
+
+Legend: `B` batch, `V` views, `U`/`G` understanding and generation tokens, `L` chunk steps, `A` action dims,
+`K` noise draws per sample, `C`/`h`/`w` latent channels, rows and columns, `X` position axes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vla_mot.backbones import Understood, build_backbone
+from vla_mot.batch import Batch, Observation
+from vla_mot.flow.matching import integrate_euler, interpolate, velocity
+from vla_mot.foresight import build_tokenizer
+from vla_mot.model.config import ModelConfig
+from vla_mot.model.heads import ActionHead, GenerationHead
+from vla_mot.nn.expert import ExpertConfig, ExpertLayer, Geometry
+from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
+from vla_mot.nn.mot import JointTransformer, KVCache
+from vla_mot.nn.rope import rotation
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per-sample sums of squared errors and how many numbers each sum counts, `(B,)` each.
+
+    Means are formed by whoever knows the global batch, so that two ranks equal one.
+    """
+
+    action_sum: Tensor
+    action_count: Tensor
+    foresight_sum: Tensor
+    foresight_count: Tensor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What denoising reads: cached keys and values, their layout, the last position `(B,)`, the foresight
+    `(B, V, C, h, w)`."""
+
+    kv_cache: KVCache
+    layout: TokenLayout
+    last_position: Tensor
+    foresight: Tensor
+
+
+class VlaMotModel(nn.Module):
+    """Understanding, generation and action experts that attend together."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.understanding = build_backbone(config.backbone)
+        self.tokenizer = build_tokenizer(config.foresight).requires_grad_(False)
+        geometry = self.understanding.geometry
+        generation, action = config.generation, config.action
+        self.generation = GenerationHead(
+            self.tokenizer.latent_channels,
+            self.tokenizer.latent_size,
+            config.foresight_stride,
+            generation.hidden_size,
+        )
+        self.action = ActionHead(
+            config.max_state_dim,
+            config.max_action_dim,
+            action.hidden_size,
+            (config.min_period, config.max_period),
+        )
+        self.stack = JointTransformer(
+            geometry,
+            {
+                "understanding": self.understanding.make_layers(),
+                "generation": _layers(geometry, generation),
+                "action": _layers(geometry, action),
+            },
+            {
+                "understanding": self.understanding.make_norm(),
+                "generation": nn.RMSNorm(generation.hidden_size, eps=geometry.rms_norm_eps),
+                "action": nn.RMSNorm(action.hidden_size, eps=geometry.rms_norm_eps),
+            },
+        )
+        _freeze_unused(self.stack)
+
+    # ---- training -------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch, noise: Tensor, noise_level: Tensor) -> Losses:
+        """Flow-matching and foresight errors of a batch, over real places only.
+
+        noise: `(B, K, L, A)`, noise_level: `(B, K)`. The K draws of a sample share its prefix and do not see
+        each other, so they equal K separate passes.
+        """
+        predicted, latents = self._joint(batch, noise, noise_level)
+        target = velocity(noise, batch.actions.unsqueeze(1))
+        return self._sum_losses(batch, predicted, target, latents)
+
+    def _joint(self, batch: Batch, noise: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity `(B, K, L, A)` and foresight `(B, V, C, h, w)` from one pass over the whole sequence."""
+        observation, draws = batch.observation, noise.shape[1]
+        x = interpolate(
+            noise.flatten(0, 1), batch.actions.repeat_interleave(draws, 0), noise_level.flatten()
+        ).unflatten(0, noise.shape[:2])
+        steps = torch.ones_like(batch.action_mask[:, :, 0])
+        if self.config.mask_padding:
+            x = x * batch.action_mask.any(1)[:, None, None, :]
+            steps = batch.action_mask.any(-1)
+        hidden, layouts, positions = self._prefix_tokens(observation)
+        tokens = self._action_tokens(x, noise_level)
+        hidden["action"] = torch.cat((hidden["action"], tokens), dim=1)
+        layouts.append(TokenLayout.of(ACTION, steps.repeat(1, draws), groups=draws))
+        positions.append(self._action_positions(positions[-1][0, :, -1], draws))
+        layout = TokenLayout.concat(layouts)
+        turn = rotation(torch.cat(positions, dim=2), self._head_dim, self.understanding.geometry.rope)
+        states, _ = self.stack(hidden, turn, build_attn_mask(layout), outputs=("generation", "action"))
+        outputs = states["action"][:, 1:].unflatten(1, (draws, self.config.chunk_size))
+        return self.action.out_proj(outputs), self.generation.predict(states["generation"])
+
+    def _sum_losses(self, batch: Batch, predicted: Tensor, target: Tensor, latents: Tensor) -> Losses:
+        error = (predicted.float() - target.float()).square() * batch.action_mask.unsqueeze(1)
+        true_latents = self.encode_frames(batch.future.unsqueeze(2)).squeeze(2)
+        miss = (latents.float() - true_latents.float()).square().flatten(2)
+        seen = batch.future_mask
+        return Losses(
+            action_sum=error.flatten(1).sum(1),
+            action_count=batch.action_mask.flatten(1).sum(1).float() * error.shape[1],
+            foresight_sum=(miss.sum(2) * seen).sum(1),
+            foresight_count=seen.sum(1).float() * miss.shape[2],
+        )
+
+    # ---- inference ------------------------------------------------------------------------------------------
+
+    def prefill(self, observation: Observation) -> Prefix:
+        """Run understanding, generation and state tokens once."""
+        hidden, layouts, positions = self._prefix_tokens(observation)
+        layout = TokenLayout.concat(layouts)
+        turn = rotation(torch.cat(positions, dim=2), self._head_dim, self.understanding.geometry.rope)
+        states, cache = self.stack(hidden, turn, build_attn_mask(layout), outputs=("generation",))
+        foresight = self.generation.predict(states["generation"])
+        return Prefix(cache, layout, positions[-1][0, :, -1], foresight)
+
+    def denoise(self, prefix: Prefix, x: Tensor, noise_level: Tensor) -> Tensor:
+        """Velocity `(B, L, A)` of noisy actions `(B, L, A)` at levels `(B,)`, against a cached prefix."""
+        steps = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        layout = TokenLayout.concat([prefix.layout, TokenLayout.of(ACTION, steps)])
+        positions = self._action_positions(prefix.last_position, 1)
+        turn = rotation(positions, self._head_dim, self.understanding.geometry.rope)
+        hidden = {"action": self._action_tokens(x.unsqueeze(1), noise_level.unsqueeze(1))}
+        mask = build_attn_mask(layout, num_queries=x.shape[1])
+        states, _ = self.stack(hidden, turn, mask, outputs=("action",), kv_cache=prefix.kv_cache)
+        return self.action.out_proj(states["action"])
+
+    @torch.no_grad()
+    def sample(
+        self, observation: Observation, noise: Tensor, num_steps: int, action_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Sample normalized actions `(B, L, A)` from `(B, L, A)` noise; also returns the foresight latents.
+
+        action_dim: real action dimensions; the padded ones stay zero when `mask_padding` is set.
+        """
+        prefix = self.prefill(observation)
+        real = torch.ones(noise.shape[-1], dtype=noise.dtype, device=noise.device)
+        if self.config.mask_padding:
+            real[action_dim:] = 0
+
+        def velocity_at(x: Tensor, level: Tensor) -> Tensor:
+            return self.denoise(prefix, x, level) * real
+
+        return integrate_euler(velocity_at, noise * real, num_steps), prefix.foresight
+
+    # ---- tokens ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """`(B, V, T, 3, H, W)` uint8 or float in [0, 1] → latents `(B, V, T, C, h, w)`, without gradient."""
+        flat = _unit(frames).flatten(0, 2)
+        if flat.shape[-2:] != self.tokenizer.image_size:
+            flat = F.interpolate(flat, size=self.tokenizer.image_size, mode="bilinear", align_corners=False)
+        return self.tokenizer.encode(flat * 2 - 1).unflatten(0, frames.shape[:3])
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Latents `(B, V, C, h, w)` → pictures `(B, V, 3, H, W)` in [0, 1]."""
+        pictures = self.tokenizer.decode(latents.flatten(0, 1))
+        return ((pictures + 1) / 2).clamp(0, 1).unflatten(0, latents.shape[:2])
+
+    def _prefix_tokens(
+        self, observation: Observation
+    ) -> tuple[dict[str, Tensor], list[TokenLayout], list[Tensor]]:
+        """Embeddings, layouts and positions of the understanding, generation and state tokens, in that order."""
+        seen = self._understand(observation)
+        generation = self.generation.embed(self.encode_frames(observation.images))
+        state = self.action.embed_state(observation.state)
+        present = observation.view_mask.repeat_interleave(self.generation.tokens_per_view, dim=1)
+        one = torch.ones_like(observation.view_mask[:, :1])
+        layouts = [
+            TokenLayout.of(UNDERSTANDING, seen.valid),
+            TokenLayout.of(GENERATION, present),
+            TokenLayout.of(STATE, one),
+        ]
+        last = seen.positions.amax(0).masked_fill(~seen.valid, -1).amax(1, keepdim=True)  # (B, 1)
+        later = last + torch.cat((present, one), dim=1).long().cumsum(1)
+        axes = seen.positions.shape[0]
+        spread = later.expand(axes, -1, -1).split([present.shape[1], 1], dim=2)
+        hidden = {"understanding": seen.embeddings, "generation": generation, "action": state}
+        return hidden, layouts, [seen.positions, *spread]
+
+    def _understand(self, observation: Observation) -> Understood:
+        present = _unit(observation.images[:, :, 1])
+        return self.understanding(
+            present, observation.view_mask, observation.token_ids, observation.token_mask
+        )
+
+    def _action_tokens(self, x: Tensor, noise_level: Tensor) -> Tensor:
+        """`(B, K, L, A)` noisy actions at `(B, K)` levels → `(B, K·L, D)`."""
+        tokens = self.action.embed_actions(x.flatten(0, 1), noise_level.flatten())
+        return tokens.unflatten(0, x.shape[:2]).flatten(1, 2)
+
+    def _action_positions(self, last: Tensor, draws: int) -> Tensor:
+        """`(X, B, K·L)`: each draw continues after the state's position `last` `(B,)`."""
+        steps = torch.arange(1, self.config.chunk_size + 1, device=last.device).repeat(draws)
+        axes = max(1, len(self.understanding.geometry.rope.sections))
+        return (last[:, None] + steps).expand(axes, -1, -1)
+
+    @property
+    def _head_dim(self) -> int:
+        return self.understanding.geometry.head_dim
+
+
+@torch.no_grad()
+def _layers(geometry: Geometry, config: ExpertConfig) -> list[nn.Module]:
+    """Fresh layers: torch's default initialisation, with both residual projections scaled by 1/√(2·layers)."""
+    layers = [ExpertLayer(geometry, config) for _ in range(geometry.num_layers)]
+    for layer in layers:
+        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            projection.weight.mul_((2 * geometry.num_layers) ** -0.5)
+    return list(layers)
+
+
+def _freeze_unused(stack: JointTransformer) -> None:
+    """The understanding expert's last outputs are read by nobody: keep these weights, but do not train them."""
+    last = stack.layers[-1].experts["understanding"]
+    attention = last.self_attn
+    unused = [last.mlp, last.post_attention_layernorm, attention.o_proj, attention.q_proj]
+    for module in (*unused, getattr(attention, "q_norm", None), stack.norms["understanding"]):
+        if module is not None:
+            module.requires_grad_(False)
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 255.0 if images.dtype == torch.uint8 else images
