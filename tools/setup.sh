@@ -22,17 +22,17 @@ die() {
 
 sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }
 
-# The folder counts too: an environment that was moved no longer finds itself.
 fingerprint() {
-  {
-    pwd
-    for file in requirements.lock pyproject.toml packages/*/pyproject.toml tools/setup.sh; do
-      if [ -e "$file" ]; then echo "$file" && cat "$file"; fi
-    done
-  } | sha256 | cut -d ' ' -f 1
+  for file in requirements.lock pyproject.toml packages/*/pyproject.toml tools/setup.sh; do
+    if [ -e "$file" ]; then echo "$file" && cat "$file"; fi
+  done | sha256 | cut -d ' ' -f 1
 }
 
-runs_python312() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; }
+# The scripts in an environment that was moved still name its old place.
+venv_works() {
+  $venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null &&
+    grep -qF "$PWD/$venv" $venv/bin/activate
+}
 
 # A pyenv shim may exist and still fail: try each one instead of trusting its name.
 bootstrap_uv() {
@@ -57,10 +57,6 @@ find_uv() {
 }
 
 make_venv() {
-  if [ -e $venv ]; then
-    say "$venv has no working Python 3.12+: making it anew"
-    rm -rf $venv
-  fi
   "$uv" venv --quiet --no-python-downloads --python 3.12 $venv 2>"$log" ||
     "$uv" venv --quiet --no-python-downloads --python '>=3.12' $venv 2>>"$log" ||
     "$uv" venv --quiet --python 3.12 $venv 2>>"$log" ||
@@ -82,9 +78,13 @@ install() {
 }
 
 wanted=$(fingerprint)
-if [ "$(cat $stamp 2>/dev/null)" = "$wanted" ] && runs_python312 $venv/bin/python; then exit 0; fi
+if [ "$(cat $stamp 2>/dev/null)" = "$wanted" ] && venv_works; then exit 0; fi
+if [ -e $venv ] && ! venv_works; then
+  say "$venv has no Python 3.12+ that works in this folder: making it anew"
+  rm -rf $venv
+fi
 find_uv
-runs_python312 $venv/bin/python || make_venv
+[ -e $venv ] || make_venv
 rm -f $stamp
 install
 echo "$wanted" >$stamp
