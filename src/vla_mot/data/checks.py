@@ -1,0 +1,129 @@
+"""What must hold before a folder is read as an embodiment's LeRobot v3 dataset, and what is said when not."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_mot.errors import DatasetError, nearest
+from vla_mot.robots.embodiment import Embodiment, Field
+
+IMAGE_TYPES = ("video", "image")
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """Return `meta/info.json` of a LeRobot v3 dataset.
+
+    Raises DatasetError when the folder is missing, is no LeRobot dataset, has another format, or is empty.
+    """
+    if not root.is_dir():
+        siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        raise DatasetError(
+            f"dataset folder {root} does not exist.{nearest(root.name, siblings)} "
+            "Check the path, or record a dataset with `vla-mot data record`."
+        )
+    path = root / "meta" / "info.json"
+    if not path.is_file():
+        found = ", ".join(sorted(entry.name for entry in root.iterdir())) or "nothing"
+        raise DatasetError(f"{root} is not a LeRobot dataset: it has no meta/info.json (found: {found}).")
+    try:
+        info = json.loads(path.read_text())
+        major = int(str(info["codebase_version"]).removeprefix("v").split(".")[0])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is not readable as LeRobot's dataset information: {error!r}.") from error
+    _check_version(root, str(info["codebase_version"]), major)
+    for needed in ("meta/tasks.parquet", "meta/episodes", "data"):
+        if not (root / needed).exists():
+            raise DatasetError(f"LeRobot dataset {root} is incomplete: {needed} is missing. Copy it again.")
+    if not info.get("total_frames"):
+        raise DatasetError(f"LeRobot dataset {root} has no frames. Was its recording interrupted?")
+    return info
+
+
+def _check_version(root: Path, version: str, major: int) -> None:
+    if major < 3:
+        raise DatasetError(
+            f"dataset {root} has LeRobot format {version}, v3.0 is needed. Convert it in place with\n"
+            f"  python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{root.name} "
+            f"--root={root} --push-to-hub=false"
+        )
+    if major > 3:
+        raise DatasetError(f"dataset {root} has LeRobot format {version}; the installed lerobot reads v3.0.")
+
+
+def check_features(root: Path, info: Mapping[str, Any], embodiment: Embodiment) -> None:
+    """Raise one DatasetError that lists everything in which a dataset does not fit the embodiment."""
+    features = info["features"]
+    problems = [*_camera_problems(features, embodiment), *_vector_problems(features, embodiment)]
+    if abs(float(info["fps"]) - embodiment.fps) > 1e-6:
+        problems.append(f"it has {float(info['fps']):g} fps, the embodiment {embodiment.fps:g}")
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise DatasetError(
+            f"dataset {root} does not fit embodiment {embodiment.name!r}:\n{listed}\n"
+            f"It has {_inventory(features)}. Choose the embodiment that recorded it, or fix the YAML in "
+            "conf/embodiment/."
+        )
+
+
+def _camera_problems(features: Mapping[str, Any], embodiment: Embodiment) -> list[str]:
+    cameras = [key for key, spec in features.items() if spec["dtype"] in IMAGE_TYPES]
+    return [
+        f"no camera {key!r}.{nearest(key, cameras)}"
+        for _, key in embodiment.present_cameras
+        if key not in cameras
+    ]
+
+
+def _vector_problems(features: Mapping[str, Any], embodiment: Embodiment) -> list[str]:
+    vectors = [key for key, spec in features.items() if spec["dtype"] not in IMAGE_TYPES]
+    problems = []
+    for kind, fields in (("state", embodiment.state), ("action", embodiment.action)):
+        for field in fields:
+            if field.key not in vectors:
+                problems.append(f"no {kind} feature {field.key!r}.{nearest(field.key, vectors)}")
+            elif (width := _width(features[field.key])) != len(field.names):
+                problems.append(_width_problem(kind, field, width, features[field.key]))
+    return problems
+
+
+def _width_problem(kind: str, field: Field, width: int, spec: Mapping[str, Any]) -> str:
+    return (
+        f"{kind} feature {field.key!r} has {width} dimensions ({_names(spec)}), the embodiment lists "
+        f"{len(field.names)} ({', '.join(field.names)})"
+    )
+
+
+def _names(spec: Mapping[str, Any]) -> str:
+    names = spec.get("names")
+    if isinstance(names, Mapping):
+        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
+    return ", ".join(map(str, names)) if isinstance(names, Sequence) and names else "unnamed"
+
+
+def _width(spec: Mapping[str, Any]) -> int:
+    width = 1
+    for size in spec["shape"]:
+        width *= int(size)
+    return width
+
+
+def _inventory(features: Mapping[str, Any]) -> str:
+    bookkeeping = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+    cameras = [key for key, spec in features.items() if spec["dtype"] in IMAGE_TYPES]
+    vectors = [
+        f"{key} ({_width(spec)})"
+        for key, spec in features.items()
+        if spec["dtype"] not in IMAGE_TYPES and key not in bookkeeping
+    ]
+    return f"cameras {', '.join(cameras) or 'none'}; features {', '.join(vectors) or 'none'}"
+
+
+def check_files(root: Path, files: Sequence[Path]) -> None:
+    """Raise DatasetError naming the first of `files` that are not there, and how many."""
+    missing = sorted({str(path.relative_to(root)) for path in files if not path.is_file()})
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise DatasetError(
+            f"LeRobot dataset {root} lacks {len(missing)} of its files: {shown}. Copy it again."
+        )

@@ -1,0 +1,151 @@
+"""Training windows over one dataset: three frames, a chunk of actions, and what of them is real.
+
+Legend: `B` samples, `V` present cameras in slot order, `L` chunk steps, `S`/`D` real state and action dims.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vla_mot.batch import Batch
+from vla_mot.data.frame_cache import FrameCache
+from vla_mot.data.source import Source
+from vla_mot.errors import ConfigError
+from vla_mot.robots.processor import Processor, Tokenize
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """What a window covers.
+
+    chunk_size: L, actions from frame t on. offset_frames: m, the distance in frames of the history frame t - m and
+    the foresight frame t + m. image_size: (height, width) in pixels of a view.
+    """
+
+    chunk_size: int
+    offset_frames: int
+    image_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1 or self.offset_frames < 1:
+            raise ConfigError(
+                f"chunk_size and offset_frames must be at least 1, got {self.chunk_size} and {self.offset_frames}."
+            )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """B windows as recorded, in physical units and before any normalization.
+
+    images: `(B, 3, V, 3, H, W)` uint8, frames t - m, t and t + m of the present cameras.
+    future_valid: `(B,)` bool, True where t + m lies inside the episode.
+    actions: `(B, L, D)` float32; step_mask: `(B, L)` bool, False where the last action of the episode is repeated.
+    state: `(B, S)` float32 at t. tasks: B instructions. index: `(B,)` int64, the frame t in the dataset.
+    """
+
+    images: Tensor
+    future_valid: Tensor
+    actions: Tensor
+    step_mask: Tensor
+    state: Tensor
+    tasks: tuple[str, ...]
+    index: Tensor
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+
+class WindowDataset(Dataset[Windows]):
+    """Map-style: sample i is the window at the i-th frame of the chosen episodes, each frame of them once.
+
+    A window never leaves its episode: before its start the first frame stands in for the history; past its end the
+    last frame stands in for the future and the last action for the chunk's steps, both flagged.
+    `__getitems__` gathers a whole batch at once, and `__getitem__` is a batch of one.
+    """
+
+    def __init__(
+        self, source: Source, cache: FrameCache, config: WindowConfig, episodes: Sequence[int] | None = None
+    ) -> None:
+        expected = (source.num_frames, len(source.cameras), 3, *config.image_size)
+        if cache.shape != expected:
+            raise ConfigError(f"the frame cache has shape {cache.shape}, these windows need {expected}.")
+        self.source, self.cache, self.config = source, cache, config
+        chosen = torch.as_tensor(range(source.num_episodes) if episodes is None else list(episodes)).long()
+        if not len(chosen):
+            raise ConfigError(f"no episode of {source.root} was chosen.")
+        starts, ends = source.bounds[chosen].unbind(1)
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        self.frames = torch.cat([torch.arange(start, end) for start, end in spans])
+        self.starts = torch.repeat_interleave(starts, ends - starts)
+        self.ends = torch.repeat_interleave(ends, ends - starts)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, i: int) -> Windows:
+        return self.__getitems__([range(len(self))[i]])
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Windows:
+        """Gather samples, in the order of `indices`."""
+        rows = torch.as_tensor(indices)
+        now, first, last = self.frames[rows], self.starts[rows], self.ends[rows] - 1
+        m = self.config.offset_frames
+        times = torch.stack([torch.maximum(now - m, first), now, torch.minimum(now + m, last)], dim=1)
+        steps = now[:, None] + torch.arange(self.config.chunk_size)
+        step_mask = (steps <= last[:, None]) & self.source.has_actions
+        return Windows(
+            images=self.cache.gather(times),
+            future_valid=now + m <= last,
+            actions=self.source.action[torch.minimum(steps, last[:, None])],
+            step_mask=step_mask,
+            state=self.source.state[now],
+            tasks=tuple(self.source.tasks[task] for task in self.source.task_index[now].tolist()),
+            index=now,
+        )
+
+
+class Collate:
+    """Windows → the model's `Batch`, through the same `Processor` that runs the robot.
+
+    Instructions are tokenized once per distinct task, all padded to the longest of `tasks`.
+    """
+
+    def __init__(self, processor: Processor, tasks: Sequence[str]) -> None:
+        self.slots = [slot for slot, _ in processor.embodiment.present_cameras]
+        self.processor = replace(processor, tokenize=_TaskTokens(processor.tokenize, tasks))
+
+    def __call__(self, windows: Windows, index: Tensor | None = None) -> Batch:
+        """Build the batch. index: `(B,)` global sample indices that key the noise; the frames' by default."""
+        views = {slot: windows.images[:, :, view] for view, slot in enumerate(self.slots)}
+        observation = self.processor.observation(
+            {slot: view[:, :2] for slot, view in views.items()}, windows.state, windows.tasks
+        )
+        absent = torch.full_like(windows.images[:, 0, 0], 255)
+        slots = range(observation.images.shape[1])
+        return self.processor.batch(
+            observation,
+            future=torch.stack([views[slot][:, 2] if slot in views else absent for slot in slots], dim=1),
+            future_mask=windows.future_valid[:, None].expand(-1, len(slots)),
+            actions=windows.actions,
+            step_mask=windows.step_mask,
+            index=windows.index if index is None else index,
+            state=windows.state,
+        )
+
+
+class _TaskTokens:
+    """A `Tokenize` that looks known instructions up in a table; others go to the tokenizer itself."""
+
+    def __init__(self, tokenize: Tokenize, tasks: Sequence[str]) -> None:
+        self.tokenize = tokenize
+        self.rows = {task: row for row, task in enumerate(dict.fromkeys(tasks))}
+        self.ids, self.mask = tokenize(list(self.rows))
+
+    def __call__(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        if any(task not in self.rows for task in instructions):
+            return self.tokenize(instructions)
+        rows = torch.tensor([self.rows[task] for task in instructions])
+        return self.ids[rows], self.mask[rows]
