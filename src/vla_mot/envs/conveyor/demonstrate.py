@@ -1,0 +1,111 @@
+"""Demonstrations with perturbations and recoveries, and labels that stay clean.
+
+Behaviour cloning of chunks drifts: a learned policy comes to places where a perfect expert never was. So the
+executed action is disturbed while the *label* is the undisturbed action of an expert that replans at every
+step from where the gripper really is (DART: Laskey et al. 2017). Two disturbances are mixed: a slowly varying
+tremor, and now and then a push that holds the gripper off course for several steps, long enough for a missed
+grasp, from which the following labels recover.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vla_mot.envs.conveyor.env import ConveyorEnv
+from vla_mot.envs.conveyor.expert import plan_chunk
+
+
+@dataclass(frozen=True)
+class DemonstrationNoise:
+    """How demonstrations are disturbed; `DemonstrationNoise(0, 0, 0)` disturbs nothing.
+
+    Attributes:
+        tremor: standard deviation in metres of the slow disturbance of x and y.
+        push_rate: probability per step that a push begins.
+        push: largest offset in metres of a push along x (along y: half of it).
+        push_steps: least and most steps that a push lasts.
+        correlation: of the tremor, from one step to the next.
+    """
+
+    tremor: float = 0.006
+    push_rate: float = 0.05
+    push: float = 0.05
+    push_steps: tuple[int, int] = (2, 5)
+    correlation: float = 0.7
+
+
+@dataclass(frozen=True)
+class DemonstrationStep:
+    """One step of a demonstration: what was seen, what should be done, what was done.
+
+    Attributes:
+        observation: the environment's observation *before* the action.
+        action: (3,) float32, the clean label in metres; what a dataset records as `action`.
+        executed: (3,) float32, the disturbed action that the environment received.
+        info: the environment's info *after* the action; the last step's `verdict` judges the episode.
+        task: the instruction.
+    """
+
+    observation: dict[str, Any]
+    action: np.ndarray
+    executed: np.ndarray
+    info: dict[str, Any]
+    task: str
+
+
+def demonstrate(
+    env: ConveyorEnv,
+    seed: int,
+    noise: DemonstrationNoise | None = None,
+    options: dict[str, Any] | None = None,
+) -> Iterator[DemonstrationStep]:
+    """Play one seeded episode with the velocity-knowing expert, replanning at every step.
+
+    Args:
+        env: a `ConveyorEnv`, or a wrapper around one that does not change actions.
+        seed: of the scene and of the disturbance.
+        noise: how to disturb; None takes the defaults.
+        options: handed to `env.reset`, for example `{"target": "red"}`.
+
+    Yields:
+        One `DemonstrationStep` per control step, until the episode ends. Episodes that did not end in
+        `success` are the caller's to keep or drop.
+    """
+    robot: ConveyorEnv = env.unwrapped
+    disturbance = _Disturbance(noise or DemonstrationNoise(), seed)
+    observation, _ = env.reset(seed=seed, options=options)
+    ended = False
+    while not ended:
+        state = robot.privileged_state()
+        action = plan_chunk(state, robot.target_index, state.belt_velocity, steps=1)[0]
+        executed = action + disturbance.draw()
+        executed = np.clip(executed, env.action_space.low, env.action_space.high).astype(np.float32)
+        following, _, terminated, truncated, info = env.step(executed)
+        yield DemonstrationStep(observation, action, executed, info, robot.task)
+        observation, ended = following, terminated or truncated
+
+
+class _Disturbance:
+    """A correlated tremor plus occasional pushes, in metres."""
+
+    def __init__(self, noise: DemonstrationNoise, seed: int) -> None:
+        self._noise = noise
+        self._rng = np.random.default_rng([seed, 0xD157])
+        self._tremor = np.zeros(2)
+        self._push = np.zeros(2)
+        self._push_left = 0
+
+    def draw(self) -> np.ndarray:
+        """(3,) offset for this step's action; the aperture is left alone."""
+        noise, rng = self._noise, self._rng
+        fresh = rng.normal(0.0, noise.tremor, 2) * (1 - noise.correlation**2) ** 0.5
+        self._tremor = noise.correlation * self._tremor + fresh
+        if self._push_left > 0:
+            self._push_left -= 1
+        elif rng.random() < noise.push_rate:
+            self._push = rng.uniform(-noise.push, noise.push, 2) * [1.0, 0.5]
+            self._push_left = int(rng.integers(*noise.push_steps, endpoint=True))
+        push = self._push if self._push_left > 0 else np.zeros(2)
+        return np.append(self._tremor + push, 0.0)

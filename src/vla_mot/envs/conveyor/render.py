@@ -1,0 +1,106 @@
+"""Software pictures of the conveyor: pygame surfaces without a display, antialiased by supersampling.
+
+The scene is drawn several times larger than asked for and averaged down, so a block that moves a tenth of a
+pixel changes the picture. Nothing that moves with the belt is drawn on it: no single picture tells its speed.
+"""
+
+import os
+import warnings
+
+import numpy as np
+
+from vla_mot.envs.conveyor import scene as geo
+from vla_mot.envs.conveyor.world import WorldState
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pygame's own use of pkg_resources
+    import pygame
+
+Color = tuple[int, int, int]
+TABLE: Color = (236, 232, 224)
+BELT: Color = (92, 97, 106)
+RAIL: Color = (58, 62, 69)
+ROLLER: Color = (150, 156, 164)
+TRAY: Color = (200, 226, 200)
+TRAY_EDGE: Color = (92, 158, 104)
+STEEL: Color = (74, 82, 96)
+FINGERTIP: Color = (250, 190, 40)
+BLOCKS: tuple[Color, Color] = ((226, 44, 44), (40, 92, 232))
+BLOCK_SHADES: tuple[Color, Color] = ((168, 24, 24), (22, 58, 172))
+
+GRIPPER_VIEW_WIDTH = 0.26  # m, side of the square that the gripper camera sees
+GRIPPER_VIEW_AHEAD = 0.03  # m, its centre lies this far ahead of the fingertips
+CANVAS = 512  # pixels, least side of the picture before averaging down
+
+
+class Renderer:
+    """Draws both cameras at `image_size` pixels; holds reusable canvases and nothing of the episode."""
+
+    def __init__(self, image_size: int) -> None:
+        self._size = image_size
+        self._canvases: dict[int, pygame.Surface] = {}
+
+    def head(self, state: WorldState, finger_x: tuple[float, float], size: int | None = None) -> np.ndarray:
+        """The fixed camera above the whole scene, (size, size, 3) uint8."""
+        view = _View(self._canvas(size or self._size), geo.VIEW_WIDTH, 0.0, geo.VIEW_WIDTH / 2)
+        return self._picture(view, state, finger_x, size or self._size)
+
+    def gripper(self, state: WorldState, finger_x: tuple[float, float]) -> np.ndarray:
+        """The camera that moves with the gripper, (image_size, image_size, 3) uint8."""
+        x, y, _ = state.gripper
+        view = _View(self._canvas(self._size), GRIPPER_VIEW_WIDTH, x, y - GRIPPER_VIEW_AHEAD)
+        return self._picture(view, state, finger_x, self._size)
+
+    def _canvas(self, size: int) -> pygame.Surface:
+        side = size * max(2, -(-CANVAS // size))
+        if side not in self._canvases:
+            self._canvases[side] = pygame.Surface((side, side), depth=32)
+        return self._canvases[side]
+
+    def _picture(
+        self, view: "_View", state: WorldState, finger_x: tuple[float, float], size: int
+    ) -> np.ndarray:
+        _draw_table(view)
+        for color, shade, (x, y) in zip(BLOCKS, BLOCK_SHADES, state.block_xy, strict=True):
+            view.box(shade, x, y, geo.BLOCK_SIZE, geo.BLOCK_SIZE)
+            view.box(color, x, y, geo.BLOCK_SIZE - 0.010, geo.BLOCK_SIZE - 0.010)
+        _draw_gripper(view, state, finger_x)
+        small = pygame.transform.smoothscale(view.canvas, (size, size))
+        return np.ascontiguousarray(pygame.surfarray.pixels3d(small).swapaxes(0, 1))
+
+
+class _View:
+    """Draws rectangles given in metres onto a square canvas that shows a square of the world."""
+
+    def __init__(self, canvas: pygame.Surface, width: float, x: float, y: float) -> None:
+        self.canvas = canvas
+        self._scale = canvas.get_width() / width
+        self._left, self._top = x - width / 2, y + width / 2
+
+    def box(self, color: Color, x: float, y: float, width: float, height: float) -> None:
+        """Fill a rectangle centred at (x, y)."""
+        scale = self._scale
+        left = round((x - width / 2 - self._left) * scale)
+        right = round((x + width / 2 - self._left) * scale)
+        top = round((self._top - y - height / 2) * scale)
+        bottom = round((self._top - y + height / 2) * scale)
+        self.canvas.fill(color, (left, top, right - left, bottom - top))
+
+
+def _draw_table(view: _View) -> None:
+    view.canvas.fill(TABLE)
+    view.box(RAIL, 0.0, geo.BELT_Y, 2.0, geo.BELT_WIDTH + 0.024)
+    view.box(BELT, 0.0, geo.BELT_Y, 2.0, geo.BELT_WIDTH)
+    view.box(TRAY_EDGE, geo.TRAY_X, geo.TRAY_Y, 2 * geo.TRAY_HALF_WIDTH, 2 * geo.TRAY_HALF_HEIGHT)
+    view.box(TRAY, geo.TRAY_X, geo.TRAY_Y, 2 * geo.TRAY_HALF_WIDTH - 0.012, 2 * geo.TRAY_HALF_HEIGHT - 0.012)
+
+
+def _draw_gripper(view: _View, state: WorldState, finger_x: tuple[float, float]) -> None:
+    x, y, _ = state.gripper
+    palm_y = y + geo.FINGER_LENGTH
+    view.box(STEEL, x, palm_y + 0.35, 0.034, 0.70)
+    view.box(STEEL, x, palm_y + 0.008, geo.APERTURE_MAX + 2 * geo.FINGER_WIDTH, 0.024)
+    for finger in finger_x:
+        view.box(STEEL, finger, y + geo.FINGER_LENGTH / 2, geo.FINGER_WIDTH, geo.FINGER_LENGTH)
+        view.box(FINGERTIP, finger, y + 0.0125, geo.FINGER_WIDTH, 0.025)
