@@ -31,7 +31,7 @@ fingerprint() {
 # The scripts in an environment that was moved still name its old place.
 venv_works() {
   $venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null &&
-    grep -qF "$PWD/$venv" $venv/bin/activate
+    grep -qF -e "$PWD/$venv" -e "$(pwd -P)/$venv" $venv/bin/activate
 }
 
 # A pyenv shim may exist and still fail: try each one instead of trusting its name.
