@@ -1,0 +1,1 @@
+"""Checkpoint layouts: what is on disk, read strictly and written completely."""

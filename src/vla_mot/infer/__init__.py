@@ -1,0 +1,1 @@
+"""Running a policy: observation in, actions out, with torch alone."""

@@ -1,0 +1,69 @@
+"""An episode: the frames that have been seen and the actions that are still to be executed.
+
+Legend: `B` robots that run in step, `h`/`w` a camera's own pixels, `S` state dims, `D` action dims.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vla_mot.errors import ConfigError
+from vla_mot.infer.policy import Policy
+
+HISTORY_FRAMES = ("past", "present")
+
+
+class Session:
+    """Feeds a policy one observation per control step and hands out one action per step.
+
+    Frames arrive at the embodiment's rate; the frame of m steps ago is the history (the first frame stands in
+    until m frames were seen). A new chunk is predicted when `n_action_steps` actions were handed out.
+
+    seeds: one per robot; they key the sampling noise, so an episode is repeatable whatever runs beside it.
+    history: `present` feeds the present frame twice instead of the past one, to measure what history is worth.
+    """
+
+    def __init__(self, policy: Policy, seeds: Sequence[int], *, history: str = "past") -> None:
+        if history not in HISTORY_FRAMES:
+            raise ConfigError(f"history must be one of {', '.join(HISTORY_FRAMES)}, got {history!r}.")
+        self.policy = policy
+        self.history = history
+        self._seeds = list(seeds)
+        self._frames: dict[str, deque[Tensor]] = {}
+        self._queue: deque[Tensor] = deque()
+        self._calls = 0
+        self.foresight: Tensor | None = None
+
+    def act(self, images: Mapping[str, Tensor], state: Tensor, instruction: str | Sequence[str]) -> Tensor:
+        """Return the next action `(B, D)` (or `(D,)` when unbatched tensors were given).
+
+        images: image feature → `(B, 3, h, w)` uint8 or float in [0, 1]; also `(3, h, w)` for one robot.
+        state: `(B, S)` or `(S,)` in physical units. instruction: one string, or B.
+        """
+        single = state.dim() == 1
+        if single:
+            state, images = state[None], {key: image[None] for key, image in images.items()}
+        instructions = [instruction] * len(state) if isinstance(instruction, str) else list(instruction)
+        self._remember(images)
+        if not self._queue:
+            self._plan(state, instructions)
+        action = self._queue.popleft()
+        return action[0] if single else action
+
+    def _remember(self, images: Mapping[str, Tensor]) -> None:
+        for key, image in images.items():
+            kept = self._frames.setdefault(key, deque(maxlen=self.policy.spec.model.offset_frames + 1))
+            kept.append(image)
+
+    def _plan(self, state: Tensor, instructions: list[str]) -> None:
+        pairs = {
+            key: torch.stack((kept[0] if self.history == "past" else kept[-1], kept[-1]), dim=1)
+            for key, kept in self._frames.items()
+        }
+        noise = self.policy.noise(self._seeds, self._calls)
+        chunk = self.policy.predict(pairs, state, instructions, noise)
+        self._queue.extend(chunk.actions[:, : self.policy.spec.sampler.n_action_steps].unbind(1))
+        self.foresight = chunk.foresight
+        self._calls += 1

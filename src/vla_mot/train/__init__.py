@@ -1,0 +1,1 @@
+"""Training: objective, schedule, averaging, checkpoints and the loop."""

@@ -1,0 +1,50 @@
+"""How a run trains. The defaults are the paper's Table 2 (pretraining) where it says something."""
+
+from dataclasses import dataclass
+
+from vla_mot.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, averaging and bookkeeping of one run.
+
+    steps: optimizer steps. batch_size: global batch, in samples. seed: keys weights, order and noise.
+    lr, lr_final, warmup_steps, schedule: `constant` or `cosine` from lr to lr_final after a linear warm-up.
+    betas, eps, weight_decay, clip_norm: AdamW and gradient clipping.
+    foresight_weight: λ; a setting of the tokenizer, since another latent scale needs another λ.
+    action_draws: K noise draws per sample that share its prefix.
+    ema_decay: of the averaged weights that are saved for inference; 0 turns averaging off.
+    log_every, val_every, save_every: in steps. val_samples: samples of the validation set that are scored.
+    gradient_checkpointing: recompute each joint layer in the backward pass.
+    """
+
+    steps: int = 700_000
+    batch_size: int = 512
+    seed: int = 0
+    lr: float = 5e-5
+    lr_final: float = 5e-6
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    foresight_weight: float = 0.01
+    action_draws: int = 1
+    ema_decay: float = 0.0
+    log_every: int = 10
+    val_every: int = 500
+    save_every: int = 1000
+    val_samples: int = 512
+    gradient_checkpointing: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "action_draws", "log_every", "val_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.schedule not in ("constant", "cosine"):
+            raise ConfigError(f"train.schedule must be 'constant' or 'cosine', got {self.schedule!r}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}.")

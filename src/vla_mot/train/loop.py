@@ -1,0 +1,162 @@
+"""The training loop: steps, averaging, validation, checkpoints, and a stop that loses nothing.
+
+Everything random is keyed (`flow.noise`, the stream's order), so the state of a run is its weights, its averaged
+weights, its optimizer and its step: a killed and resumed run equals an uninterrupted one bit by bit on CPU.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from vla_mot.batch import Batch
+from vla_mot.errors import NonFiniteLossError
+from vla_mot.hub.native import PolicySpec
+from vla_mot.model.model import VlaMotModel
+from vla_mot.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from vla_mot.train.config import TrainConfig
+from vla_mot.train.log import RunLog
+from vla_mot.train.objective import draw_noise, objective
+from vla_mot.train.optimizer import AveragedWeights, learning_rate, make_optimizer
+
+KEPT_CHECKPOINTS = 2
+_VALIDATION_STEP = -1  # keys the fixed validation noise
+
+
+class Stream(Protocol):
+    """Training batches by step (`vla_mot.data.stream.BatchStream`)."""
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]: ...
+
+
+Report = Callable[[int, dict[str, float]], None]
+"""(steps done, newest numbers) → None; how a command draws its progress bar."""
+
+
+class Trainer:
+    """Trains one model in one run folder."""
+
+    def __init__(
+        self,
+        model: VlaMotModel,
+        spec: PolicySpec,
+        stream: Stream,
+        validation: Sequence[Batch],
+        config: TrainConfig,
+        run: Path,
+    ) -> None:
+        self.model = model.to(config.device)
+        self.model.stack.gradient_checkpointing = config.gradient_checkpointing
+        self.spec, self.stream, self.validation = spec, stream, validation
+        self.config, self.run_folder = config, run
+        self.optimizer = make_optimizer(self.model, config)
+        self.average = AveragedWeights(self.model, config.ema_decay)
+        self.progress = Progress(0, 0.0)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint of this run."""
+        self.progress = load_checkpoint(checkpoint, self.model, self.average, self.optimizer)
+
+    def run(self, report: Report = lambda step, numbers: None) -> Path:
+        """Train to the last step; returns the last checkpoint.
+
+        Raises NonFiniteLossError, naming the batch, when a loss or gradient is not finite; the weights on disk
+        are those of the last checkpoint.
+        """
+        log = RunLog(self.run_folder, from_step=self.progress.step)
+        started = time.perf_counter() - self.progress.seconds
+        try:
+            batches = self.stream.batches(self.progress.step, self.config.steps)
+            folder = self._newest_or_first()
+            for step, batch in enumerate(batches, start=self.progress.step):
+                numbers = self._step(step, batch.to(self.config.device))
+                self.progress = Progress(step + 1, time.perf_counter() - started)
+                report(step + 1, numbers)
+                folder = self._after_step(log, numbers) or folder
+        finally:
+            log.close()
+        return folder
+
+    def _newest_or_first(self) -> Path:
+        name = f"{self.progress.step:06d}"
+        return self.run_folder / "checkpoints" / name if self.progress.step else self.save()
+
+    def _step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One optimizer step; returns its numbers."""
+        self.model.train()
+        rate = learning_rate(step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        config = self.config
+        noise, level = draw_noise(batch, config.action_draws, config.seed, step, self.model.config.noise_level)
+        goal = objective(self.model.losses(batch, noise, level), config.foresight_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        goal.total.backward()
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
+        numbers = {
+            "loss": float(goal.action + config.foresight_weight * goal.foresight),
+            "action_loss": float(goal.action),
+            "foresight_loss": float(goal.foresight),
+            "grad_norm": float(norm),
+            "lr": rate,
+        }
+        self._require_finite(step, batch, numbers)
+        self.optimizer.step()
+        self.average.update(self.model)
+        return numbers
+
+    def _require_finite(self, step: int, batch: Batch, numbers: dict[str, float]) -> None:
+        bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if bad:
+            index = batch.index.tolist()
+            raise NonFiniteLossError(
+                f"step {step}: {', '.join(bad)} is not finite. The batch holds global samples "
+                f"{index[0]} … {index[-1]}. The last good checkpoint is in {self.run_folder / 'checkpoints'}; "
+                "lower train.lr, or look at these samples."
+            )
+
+    def _after_step(self, log: RunLog, numbers: dict[str, float]) -> Path | None:
+        """Log, validate and save when their time has come; returns the checkpoint if one was written."""
+        step, config = self.progress.step, self.config
+        last = step == config.steps
+        if step % config.log_every == 0 or last:
+            rate = step * config.batch_size / max(self.progress.seconds, 1e-9)
+            log.write("train", step, numbers | {"samples_per_second": rate, "seconds": self.progress.seconds})
+        if self.validation and (step % config.val_every == 0 or last):
+            log.write("validation", step, self.validate() | {"seconds": self.progress.seconds})
+        return self.save() if step % config.save_every == 0 or last else None
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Both losses of the averaged weights on the validation batches, with noise that never changes."""
+        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.average.copy_to(self.model)
+        self.model.eval()
+        sums = torch.zeros(4, dtype=torch.float64)
+        for batch in self.validation:
+            here = batch.to(self.config.device)
+            noise, level = draw_noise(
+                here, 1, self.config.seed, _VALIDATION_STEP, self.model.config.noise_level
+            )
+            losses = self.model.losses(here, noise, level)
+            parts = (losses.action_sum, losses.action_count, losses.foresight_sum, losses.foresight_count)
+            sums += torch.stack([part.double().sum().cpu() for part in parts])
+        self.model.load_state_dict(own, strict=True)
+        action, foresight = sums[0] / sums[1].clamp(min=1), sums[2] / sums[3].clamp(min=1)
+        return {"action_loss": float(action), "foresight_loss": float(foresight)}
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step."""
+        return save_checkpoint(
+            self.run_folder,
+            self.progress,
+            self.spec,
+            self.model,
+            self.average,
+            self.optimizer,
+            KEPT_CHECKPOINTS,
+        )
