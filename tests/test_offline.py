@@ -26,7 +26,7 @@ def test_this_machine_is_reachable():
 
 
 def test_a_subprocess_finds_no_way_out():
-    script = "import urllib.request as u; u.urlopen('http://192.0.2.1/', timeout=5)"
+    script = "import urllib.request as u; u.urlopen('http://example.org/', timeout=5)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode != 0
     assert "Connection refused" in done.stderr

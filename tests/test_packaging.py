@@ -44,7 +44,8 @@ def wheel(repository, tmp_path_factory) -> Path:
 def test_wheel_is_complete(wheel, repository):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    conf = {f"vla_mot/{file.relative_to(repository)}" for file in (repository / "conf").rglob("*.yaml")}
+    files = [file for file in (repository / "conf").rglob("*") if file.is_file()]
+    conf = {f"vla_mot/{file.relative_to(repository)}" for file in files}
     source = repository / "src"
     modules = {str(file.relative_to(source)) for file in (source / "vla_mot").rglob("*.py")}
     assert conf, "conf/ holds no configuration"
