@@ -80,8 +80,8 @@ def demonstrate(
     while not ended:
         state = robot.privileged_state()
         action = plan_chunk(state, robot.target_index, state.belt_velocity, steps=1)[0]
-        executed = action + disturbance.draw()
-        executed = np.clip(executed, env.action_space.low, env.action_space.high).astype(np.float32)
+        disturbed = action + disturbance.draw()
+        executed = np.clip(disturbed, robot.action_space.low, robot.action_space.high).astype(np.float32)
         following, _, terminated, truncated, info = env.step(executed)
         yield DemonstrationStep(observation, action, executed, info, robot.task)
         observation, ended = following, terminated or truncated

@@ -80,12 +80,13 @@ class _View:
 
     def box(self, color: Color, x: float, y: float, width: float, height: float) -> None:
         """Fill a rectangle centred at (x, y)."""
-        scale = self._scale
-        left = round((x - width / 2 - self._left) * scale)
-        right = round((x + width / 2 - self._left) * scale)
-        top = round((self._top - y - height / 2) * scale)
-        bottom = round((self._top - y + height / 2) * scale)
-        self.canvas.fill(color, (left, top, right - left, bottom - top))
+        side, scale = self.canvas.get_width(), self._scale
+        left = max(round((x - width / 2 - self._left) * scale), 0)
+        right = min(round((x + width / 2 - self._left) * scale), side)
+        top = max(round((self._top - y - height / 2) * scale), 0)
+        bottom = min(round((self._top - y + height / 2) * scale), side)
+        if left < right and top < bottom:
+            self.canvas.fill(color, (left, top, right - left, bottom - top))
 
 
 def _draw_table(view: _View) -> None:

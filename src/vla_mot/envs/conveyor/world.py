@@ -18,7 +18,7 @@ SUBSTEPS = 10  # physics steps per action
 BLOCK_MASS = 0.1  # kg
 SURFACE_FRICTION_FORCE = 0.6 * 9.81 * BLOCK_MASS  # N, belt or table on a block
 PALM_MASS, FINGER_MASS = 0.5, 0.1  # kg
-PALM_FORCE = (6.0, 2.5)  # N, along x and y
+PALM_FORCE = (8.0, 4.0)  # N, along x and y
 FINGER_FORCE = 3.0  # N
 PALM_OFFSET = geo.FINGER_LENGTH  # m, palm above the fingertips
 RELEASE_GAP = 0.003  # m, fingers this much wider apart than a block let go of it
@@ -88,8 +88,8 @@ class ConveyorWorld:
         dt = geo.CONTROL_DT / SUBSTEPS
         for substep in range(2, SUBSTEPS + 2):
             x, y, aperture = (start + rate * (substep * dt)).tolist()
-            self._drive_palm(x, y, dt)
-            self._drive_fingers(aperture, dt)
+            acceleration = self._drive_palm(x, y, dt)
+            self._drive_fingers(aperture, acceleration, dt)
             self._drag_blocks(dt)
             self._space.step(dt)
             self._update_grasp()
@@ -97,7 +97,8 @@ class ConveyorWorld:
     # Forces, not impulses: pymunk moves bodies first and then lets contacts resist what forces add, so a
     # velocity chosen now acts on the next substep's positions. Hence the look one substep ahead.
 
-    def _drive_palm(self, x: float, y: float, dt: float) -> None:
+    def _drive_palm(self, x: float, y: float, dt: float) -> float:
+        """Push the palm towards (x, y); returns the acceleration along x that the fingers must share."""
         mass = PALM_MASS + 2 * FINGER_MASS + (BLOCK_MASS if self._joint else 0.0)
         position, velocity = self._palm.position, self._palm.velocity
         wanted_x = _clip((x - position.x) / dt - velocity.x, geo.X_SPEED)
@@ -105,15 +106,17 @@ class ConveyorWorld:
         force_x = _clip(mass * (wanted_x - velocity.x) / dt, PALM_FORCE[0])
         force_y = _clip(mass * (wanted_y - velocity.y) / dt, PALM_FORCE[1])
         self._palm.apply_force_at_local_point((force_x, force_y))
+        return force_x / mass
 
-    def _drive_fingers(self, aperture: float, dt: float) -> None:
+    def _drive_fingers(self, aperture: float, acceleration: float, dt: float) -> None:
         palm = self._palm
         for side, finger in zip((-1, 1), self._fingers, strict=True):
             offset = side * (aperture + geo.FINGER_WIDTH) / 2
             speed = finger.velocity.x - palm.velocity.x
             error = offset - (finger.position.x - palm.position.x)
             wanted = _clip(error / dt - speed, geo.APERTURE_SPEED / 2)
-            force = _clip(FINGER_MASS * (wanted - speed) / dt, FINGER_FORCE)
+            squeeze = _clip(FINGER_MASS * (wanted - speed) / dt, FINGER_FORCE)
+            force = squeeze + FINGER_MASS * acceleration
             finger.apply_force_at_local_point((force, 0.0))
             palm.apply_force_at_local_point((-force, 0.0))
 
