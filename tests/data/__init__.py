@@ -1,0 +1,1 @@
+"""Tests of vla_mot.data, on datasets that lerobot's own writer recorded."""

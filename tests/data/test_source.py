@@ -1,0 +1,167 @@
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from tests.data.conftest import GRIPPER, HEAD, LENGTHS, SIZE, toy_embodiment, toy_episodes
+from vla_mot.data.recorder import dataset_features, record_dataset
+from vla_mot.data.source import Source
+from vla_mot.errors import DatasetError
+
+TABLE = "data/chunk-000/file-000.parquet"
+
+
+@pytest.fixture
+def copied(recording, tmp_path):
+    """A copy of the recording that a test may damage."""
+    return shutil.copytree(recording.root, tmp_path / "copied")
+
+
+def edit_info(root, **changes):
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refuse(root, embodiment=None) -> str:
+    with pytest.raises(DatasetError) as caught:
+        Source.open(root, embodiment or toy_embodiment())
+    return str(caught.value)
+
+
+def test_states_actions_and_tasks_are_those_recorded(source, recording):
+    state = np.concatenate(
+        [recording.column("observation.state"), recording.column("observation.gripper")], axis=1
+    )
+    np.testing.assert_array_equal(source.state, state)
+    np.testing.assert_array_equal(source.action, recording.column("action"))
+    assert [source.task(i) for i in range(source.num_frames)] == [
+        frame["task"] for episode in recording.episodes for frame in episode
+    ]
+    assert source.bounds.diff(dim=1).flatten().tolist() == list(LENGTHS)
+    assert (source.fps, source.num_episodes, source.cameras) == (10, len(LENGTHS), (HEAD, GRIPPER))
+    assert source.has_actions
+
+
+@pytest.mark.parametrize("camera", [HEAD, GRIPPER])
+def test_decoded_episodes_equal_lerobots_own_frames(source, recording, camera):
+    dataset = LeRobotDataset("tests/toy", root=recording.root, video_backend="pyav", return_uint8=True)
+    decoded = torch.cat([source.decode(episode, camera) for episode in range(source.num_episodes)])
+    assert torch.equal(decoded, torch.stack([dataset[i][camera] for i in range(len(dataset))]))
+
+
+def test_pictures_stored_as_images_are_read_exactly(tmp_path):
+    features = dataset_features(toy_embodiment(), SIZE, SIZE)
+    features |= {key: {**features[key], "dtype": "image"} for key in (HEAD, GRIPPER)}
+    episode = next(toy_episodes())
+    record_dataset(tmp_path / "images", "tests/images", 10, features, [episode])
+    decoded = Source.open(tmp_path / "images", toy_embodiment()).decode(0, HEAD)
+    np.testing.assert_array_equal(decoded.permute(0, 2, 3, 1), np.stack([frame[HEAD] for frame in episode]))
+
+
+def test_the_hash_follows_the_content_not_the_place(source, copied):
+    assert Source.open(copied, toy_embodiment()).content_hash == source.content_hash
+    table = pq.read_table(copied / TABLE)
+    task = table.column_names.index("task_index")
+    changed = table.set_column(task, "task_index", pa.array([0] * table.num_rows, pa.int64()))
+    pq.write_table(changed, copied / TABLE)
+    assert Source.open(copied, toy_embodiment()).content_hash != source.content_hash
+
+
+def test_a_missing_folder_names_its_neighbour(recording):
+    message = refuse(recording.root.with_name("toi"))
+    assert "does not exist" in message
+    assert "Did you mean 'toy'?" in message
+    assert not recording.root.with_name("toi").exists()
+
+
+def test_a_folder_that_is_no_dataset_lists_what_it_has(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert "no meta/info.json (found: notes.txt)" in refuse(tmp_path)
+
+
+def test_an_unreadable_info_file_is_named(copied):
+    (copied / "meta" / "info.json").write_text("{")
+    assert "info.json is not readable" in refuse(copied)
+
+
+def test_an_old_format_names_the_conversion_command(copied):
+    edit_info(copied, codebase_version="v2.1")
+    message = refuse(copied)
+    assert "has LeRobot format v2.1, v3.0 is needed" in message
+    assert f"convert_dataset_v21_to_v30 --repo-id=local/copied --root={copied}" in message
+
+
+def test_a_newer_format_is_refused(copied):
+    edit_info(copied, codebase_version="v4.0")
+    assert "LeRobot format v4.0" in refuse(copied)
+
+
+def test_an_empty_dataset_is_refused(copied):
+    edit_info(copied, total_frames=0, total_episodes=0)
+    assert "has no frames" in refuse(copied)
+
+
+@pytest.mark.parametrize("gone", ["meta/tasks.parquet", "meta/episodes", "data"])
+def test_an_incomplete_copy_is_named(copied, gone):
+    shutil.rmtree(copied / gone) if (copied / gone).is_dir() else (copied / gone).unlink()
+    assert f"is incomplete: {gone} is missing" in refuse(copied)
+
+
+def test_missing_videos_are_named(copied):
+    next((copied / "videos" / HEAD).rglob("*.mp4")).unlink()
+    assert f"lacks 1 of its files: videos/{HEAD}/chunk-000/file-000.mp4" in refuse(copied)
+
+
+def test_a_truncated_table_is_named(copied):
+    data = (copied / TABLE).read_bytes()
+    (copied / TABLE).write_bytes(data[: len(data) // 2])
+    assert f"LeRobot cannot open dataset {copied}" in refuse(copied)
+
+
+def test_a_table_with_too_few_rows_is_refused(copied):
+    pq.write_table(pq.read_table(copied / TABLE).slice(0, sum(LENGTHS) - 2), copied / TABLE)
+    assert "is inconsistent" in refuse(copied)
+
+
+def test_a_value_that_is_not_finite_is_located(copied):
+    table = pq.read_table(copied / TABLE)
+    place = table.column_names.index("action")
+    rows = table.column("action").to_pylist()
+    rows[30][1] = float("nan")
+    pq.write_table(
+        table.set_column(place, "action", pa.array(rows, table.schema.field(place).type)), copied / TABLE
+    )
+    assert "'action'" in (message := refuse(copied))
+    assert "at frame 30" in message
+
+
+def test_a_truncated_video_is_named(copied):
+    path = next((copied / "videos" / GRIPPER).rglob("*.mp4"))
+    path.write_bytes(path.read_bytes()[:3000])
+    source = Source.open(copied, toy_embodiment())
+    with pytest.raises(DatasetError, match=f"camera '{GRIPPER}' of episode 3 in {copied} cannot be decoded"):
+        source.decode(3, GRIPPER)
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(recording):
+    embodiment = toy_embodiment(
+        fps=20,
+        cameras=["observation.images.haed"],
+        state=[{"key": "observation.state", "names": list("abcd"), "units": ["m"] * 4}],
+        action=[{"key": "actions", "names": ["x"], "units": ["m"]}],
+    )
+    message = refuse(recording.root, embodiment)
+    for part in (
+        "does not fit embodiment 'toy'",
+        f"no camera 'observation.images.haed'. Did you mean '{HEAD}'?",
+        "'observation.state' has 3 dimensions (x, y, z), the embodiment lists 4 (a, b, c, d)",
+        "no action feature 'actions'. Did you mean 'action'?",
+        "it has 10 fps, the embodiment 20",
+        f"It has cameras {HEAD}, {GRIPPER}; features observation.state (3), observation.gripper (1), action (3).",
+    ):
+        assert part in message
