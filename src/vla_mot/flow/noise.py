@@ -43,8 +43,11 @@ def keyed_uniform(seed: int, step: int, stream: int, index: Tensor, count: int) 
 
 
 def keyed_normal(seed: int, step: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`(B,)` int64 sample indices → `(B, *shape)` float32 standard normal numbers (Box–Muller in float64)."""
+    """`(B,)` int64 sample indices → `(B, *shape)` float32 standard normal numbers (Box–Muller in float64).
+
+    Number i does not depend on how many are asked for: with `(K, …)` draws, a larger K keeps the earlier ones.
+    """
     count = math.prod(shape)
     uniform = keyed_uniform(seed, step, stream, index, 2 * count)
-    radius = (-2 * uniform[:, :count].log()).sqrt()
-    return (radius * (2 * math.pi * uniform[:, count:]).cos()).float().reshape(-1, *shape)
+    radius = (-2 * uniform[:, 0::2].log()).sqrt()
+    return (radius * (2 * math.pi * uniform[:, 1::2]).cos()).float().reshape(-1, *shape)
