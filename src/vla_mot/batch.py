@@ -6,6 +6,7 @@ Legend: `B` batch, `V` camera slots, `H`/`W` pixels, `N` text tokens, `S` padded
 All three are frozen and know no sibling; every other package may import them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -24,7 +25,7 @@ class _Tensors:
         """Return the given samples, with the batch axis kept."""
         return self._map(lambda tensor: tensor[rows])
 
-    def _map(self, change) -> Self:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         changed = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)

@@ -24,7 +24,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from vla_mot.backbones.base import Understood, UnderstandingExpert
+from vla_mot.backbones.base import UnderstandingExpert, Understood
 from vla_mot.backbones.tokenizers import encode, make_tokenizer
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.nn.expert import Geometry
@@ -152,7 +152,8 @@ class Qwen3VLExpert(UnderstandingExpert):
         one batched call rather than one per picture.
         """
         patches = self.patchify(images)  # (B·V, P, C·t·p·p)
-        tower, (rows, cols) = self.visual, self.config.grid
+        tower: Any = self.visual  # its forward is spelt out here, submodule by submodule
+        rows, cols = self.config.grid
         grid = torch.tensor([[1, rows, cols]], device=images.device)
         x = tower.patch_embed(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
         x = x + tower.fast_pos_embed_interpolate(grid)
@@ -206,7 +207,7 @@ class Qwen3VLExpert(UnderstandingExpert):
         return torch.cat((seen, told.expand(3, -1, -1)), dim=2)
 
 
-def _vision_attention(attention: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def _vision_attention(attention: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Full attention inside each view, `(n, P, E)` → `(n, P, E)`, with the stock module's weights."""
     query, key, value = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
     query, key = apply_rotary_pos_emb_vision(query, key, *turn)

@@ -38,7 +38,7 @@ class ForesightTokenizer(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """`(N, C, h, w)` latents → `(N, 3, H, W)` float, about [−1, 1]; not clamped."""
 
-    def fit(self, pictures: Tensor) -> None:  # noqa: B027  (most tokenizers have nothing to fit)
+    def fit(self, pictures: Tensor) -> None:
         """Compute stored statistics from `(N, 3, H, W)` pictures in [−1, 1] of the training data."""
 
 

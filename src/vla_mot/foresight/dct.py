@@ -33,7 +33,9 @@ class DCTConfig:
 
     def __post_init__(self) -> None:
         if any(side % self.block for side in self.image_size):
-            raise ConfigError(f"DCT image_size {self.image_size} must be multiples of the block {self.block}.")
+            raise ConfigError(
+                f"DCT image_size {self.image_size} must be multiples of the block {self.block}."
+            )
         if not all(0 < count <= self.block**2 for count in self.coefficients):
             raise ConfigError(f"DCT coefficients {self.coefficients} must lie in 1 … {self.block**2}.")
 
@@ -44,13 +46,15 @@ def build(options: Mapping[str, Any]) -> "DCTTokenizer":
     for key in options:
         if key not in known:
             raise ConfigError(unknown_name("dct option", key, known))
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return DCTTokenizer(DCTConfig(**given))
 
 
 class DCTTokenizer(ForesightTokenizer):
     """See the module's docstring. `latent_mean` and `latent_std` `(C,)` are stored with the model."""
 
+    analysis: Tensor
+    synthesis: Tensor
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -83,7 +87,9 @@ class DCTTokenizer(ForesightTokenizer):
         raw = F.conv2d(pictures.float(), self.analysis.float(), stride=self.config.block).double()
         std = raw.std(dim=(0, 2, 3))
         if not bool((std > 1e-6).all()):
-            raise ConfigError("the pictures are constant in some DCT channel; fit on frames that show the scene.")
+            raise ConfigError(
+                "the pictures are constant in some DCT channel; fit on frames that show the scene."
+            )
         self.latent_mean.copy_(raw.mean(dim=(0, 2, 3)))
         self.latent_std.copy_(std)
 

@@ -60,7 +60,9 @@ class ModelConfig:
                 raise ConfigError(unknown_name("model option", key, known))
         for key in ("backbone", "foresight", "generation", "action"):
             if key not in spec:
-                raise ConfigError(f"the model's configuration lacks {key!r}; choose one under conf/{key}/ or conf/model/.")
+                raise ConfigError(
+                    f"the model's configuration lacks {key!r}; choose one under conf/{key}/ or conf/model/."
+                )
         given = dict(spec)
         given["generation"] = _section(ExpertConfig, "model.generation", spec["generation"])
         given["action"] = _section(ExpertConfig, "model.action", spec["action"])

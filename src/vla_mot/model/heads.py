@@ -19,7 +19,9 @@ class GenerationHead(nn.Module):
     def __init__(self, channels: int, latent_size: tuple[int, int], stride: int, width: int) -> None:
         super().__init__()
         if any(side % stride for side in latent_size):
-            raise ConfigError(f"foresight_stride {stride} must divide the latents' {latent_size}; see conf/model/.")
+            raise ConfigError(
+                f"foresight_stride {stride} must divide the latents' {latent_size}; see conf/model/."
+            )
         self.grid = (latent_size[0] // stride, latent_size[1] // stride)
         self.in_proj = nn.Conv2d(channels, width, kernel_size=1)
         self.downsample = nn.Conv2d(width, width, kernel_size=stride, stride=stride)

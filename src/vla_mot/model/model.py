@@ -8,6 +8,7 @@ Legend: `B` batch, `V` views, `U`/`G` understanding and generation tokens, `L` c
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from vla_mot.model.config import ModelConfig
 from vla_mot.model.heads import ActionHead, GenerationHead
 from vla_mot.nn.expert import ExpertConfig, ExpertLayer, Geometry
 from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
-from vla_mot.nn.mot import JointTransformer, KVCache
+from vla_mot.nn.mot import JointLayer, JointTransformer, KVCache
 from vla_mot.nn.rope import rotation
 
 
@@ -241,7 +242,8 @@ def _layers(geometry: Geometry, config: ExpertConfig) -> list[nn.Module]:
 
 def _freeze_unused(stack: JointTransformer) -> None:
     """The understanding expert's last outputs are read by nobody: keep these weights, but do not train them."""
-    last = stack.layers[-1].experts["understanding"]
+    last_layer = cast(JointLayer, stack.layers[-1])
+    last: Any = last_layer.experts["understanding"]
     attention = last.self_attn
     unused = [last.mlp, last.post_attention_layernorm, attention.o_proj, attention.q_proj]
     for module in (*unused, getattr(attention, "q_norm", None), stack.norms["understanding"]):

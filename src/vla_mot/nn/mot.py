@@ -9,6 +9,7 @@ the cached tokens too), `D_e` width of expert e, `H` heads, `G` KV heads, `d` he
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,8 @@ class JointLayer(nn.Module):
         spans, queries, keys, values, start = {}, [], [], [], 0
         for name, x in hidden.items():
             spans[name] = slice(start, start := start + x.shape[1])
-            attention = self.experts[name].self_attn
-            normed = self.experts[name].input_layernorm(x)
+            expert: Any = self.experts[name]
+            attention, normed = expert.self_attn, expert.input_layernorm(x)
             keys.append(self._heads(attention, "k", normed))
             values.append(self._heads(attention, "v", normed))
             if name in outputs:
@@ -69,7 +70,7 @@ class JointLayer(nn.Module):
         attended = attend(torch.cat(queries, dim=1), key, value, mask)
         return self._finish(hidden, attended, outputs), (key, value)
 
-    def _heads(self, attention: nn.Module, kind: str, x: Tensor) -> Tensor:
+    def _heads(self, attention: Any, kind: str, x: Tensor) -> Tensor:
         """Project `(B, S, D_e)` to heads `(B, S, H or G, d)`, with the per-head norm where there is one."""
         projected = getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, self.geometry.head_dim))
         norm = getattr(attention, f"{kind}_norm", None)
@@ -82,7 +83,7 @@ class JointLayer(nn.Module):
         done = {}
         parts = attended.split([hidden[name].shape[1] for name in outputs], dim=1)
         for name, part in zip(outputs, parts, strict=True):
-            layer = self.experts[name]
+            layer: Any = self.experts[name]
             x = hidden[name] + layer.self_attn.o_proj(part)
             done[name] = x + layer.mlp(layer.post_attention_layernorm(x))
         return done
@@ -103,7 +104,9 @@ class JointTransformer(nn.Module):
         super().__init__()
         self.geometry = geometry
         for name, stack in layers.items():
-            assert len(stack) == geometry.num_layers, f"{name} has {len(stack)} layers, not {geometry.num_layers}"
+            assert len(stack) == geometry.num_layers, (
+                f"{name} has {len(stack)} layers, not {geometry.num_layers}"
+            )
         self.layers = nn.ModuleList(
             JointLayer(geometry, {name: stack[i] for name, stack in layers.items()})
             for i in range(geometry.num_layers)

@@ -64,7 +64,9 @@ class Embodiment:
 
     def __post_init__(self) -> None:
         if self.name != self.name.lower():
-            raise ConfigError(f"embodiment name {self.name!r} must be lower case: write {self.name.lower()!r}.")
+            raise ConfigError(
+                f"embodiment name {self.name!r} must be lower case: write {self.name.lower()!r}."
+            )
         if not self.fps > 0:
             raise ConfigError(f"embodiment {self.name!r}: fps must be positive, got {self.fps}.")
         deepest = max((i for i, delta in enumerate(self.delta_mask) if delta), default=-1)

@@ -91,7 +91,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         config = self.config
-        noise, level = draw_noise(batch, config.action_draws, config.seed, step, self.model.config.noise_level)
+        noise, level = draw_noise(
+            batch, config.action_draws, config.seed, step, self.model.config.noise_level
+        )
         goal = objective(self.model.losses(batch, noise, level), config.foresight_weight)
         self.optimizer.zero_grad(set_to_none=True)
         goal.total.backward()
