@@ -124,6 +124,7 @@ def pad_last(x: Tensor, width: int, what: str) -> Tensor:
     """Zero-pad the last axis `D` to `width`. Raises ConfigError when D is wider."""
     if x.shape[-1] > width:
         raise ConfigError(
-            f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}; raise max_{what}_dim in conf/model/."
+            f"{what} has {x.shape[-1]} dimensions, the model takes at most {width}; "
+            f"raise max_{what}_dim in conf/model/."
         )
     return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
