@@ -102,6 +102,14 @@ def test_an_interrupted_build_leaves_nothing(source, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_what_a_killed_build_left_is_removed(source, cache, tmp_path):
+    dead = tmp_path / f".{cache.folder.name}.building-12345678"
+    dead.mkdir()
+    (dead / "frames.u8").touch()
+    FrameCache.open(source, VIEW, tmp_path)
+    assert names(tmp_path) == [cache.folder.name]
+
+
 def test_a_full_disk_is_said_before_anything_is_written(source, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30, 1000))

@@ -67,6 +67,11 @@ def test_nothing_to_record_is_an_error(tmp_path, episodes, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_recording_says_nothing_of_its_own(tmp_path, capfd):
+    record(tmp_path / "toy", itertools.islice(toy_episodes(), 2))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_lost_frames_are_noticed(recording):
     _check_videos(recording.root, [HEAD, GRIPPER], sum(LENGTHS))
     with pytest.raises(DatasetError, match=rf"hold {sum(LENGTHS)} of {sum(LENGTHS) + 1} frames"):

@@ -54,6 +54,20 @@ def test_decoded_episodes_equal_lerobots_own_frames(source, recording, camera):
     assert torch.equal(decoded, torch.stack([dataset[i][camera] for i in range(len(dataset))]))
 
 
+def test_runs_join_to_the_episode(source, monkeypatch):
+    whole = source.decode(0, HEAD)
+    monkeypatch.setattr("vla_mot.data.source._RUN", 7)
+    runs = list(source.decode_runs(0, HEAD))
+    assert [len(run) for run in runs] == [7, 7, 6]
+    assert torch.equal(torch.cat(runs), whole)
+
+
+def test_a_recording_without_state_and_actions_opens(recording):
+    watching = Source.open(recording.root, toy_embodiment(state=[], action=[]))
+    assert not watching.has_actions
+    assert (watching.state.shape, watching.action.shape) == ((60, 0), (60, 0))
+
+
 def test_pictures_stored_as_images_are_read_exactly(tmp_path):
     features = dataset_features(toy_embodiment(), SIZE, SIZE)
     features |= {key: {**features[key], "dtype": "image"} for key in (HEAD, GRIPPER)}
@@ -106,9 +120,9 @@ def test_an_empty_dataset_is_refused(copied):
     assert "has no frames" in refuse(copied)
 
 
-@pytest.mark.parametrize("gone", ["meta/tasks.parquet", "meta/episodes", "data"])
+@pytest.mark.parametrize("gone", ["meta/tasks.parquet", "meta/episodes/*/*.parquet", "data/*/*.parquet"])
 def test_an_incomplete_copy_is_named(copied, gone):
-    shutil.rmtree(copied / gone) if (copied / gone).is_dir() else (copied / gone).unlink()
+    next(copied.glob(gone)).unlink()
     assert f"is incomplete: {gone} is missing" in refuse(copied)
 
 
@@ -123,9 +137,16 @@ def test_a_truncated_table_is_named(copied):
     assert f"LeRobot cannot open dataset {copied}" in refuse(copied)
 
 
-def test_a_table_with_too_few_rows_is_refused(copied):
-    pq.write_table(pq.read_table(copied / TABLE).slice(0, sum(LENGTHS) - 2), copied / TABLE)
-    assert "is inconsistent" in refuse(copied)
+@pytest.mark.parametrize(("cut", "left"), [(2, "58 frames of 4 episodes"), (7, "53 frames of 3 episodes")])
+def test_a_table_with_too_few_rows_is_refused(copied, cut, left):
+    pq.write_table(pq.read_table(copied / TABLE).slice(0, sum(LENGTHS) - cut), copied / TABLE)
+    assert f"its tables hold {left}, its meta/info.json says 60 of 4" in refuse(copied)
+
+
+def test_rows_out_of_order_are_refused(copied):
+    table = pq.read_table(copied / TABLE)
+    pq.write_table(table.take(list(reversed(range(table.num_rows)))), copied / TABLE)
+    assert "are not the consecutive frames" in refuse(copied)
 
 
 def test_a_value_that_is_not_finite_is_located(copied):

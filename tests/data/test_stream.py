@@ -6,7 +6,7 @@ import torch
 
 from tests.data.conftest import VIEW
 from vla_mot.batch import Batch
-from vla_mot.data.stream import BatchStream
+from vla_mot.data.stream import BatchStream, ordered_batches
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import ConfigError
 
@@ -96,6 +96,18 @@ def test_an_error_arrives_in_order_and_names_its_step(build, prefetch):
         next(batches)
     assert "while preparing the batch of step 2 (frames [" in caught.value.__notes__[0]
     assert prefetch_threads() == []
+
+
+@pytest.mark.parametrize(("samples", "sizes"), [(None, [25, 25, 10]), (7, [7]), (1000, [25, 25, 10])])
+def test_a_validation_pass_is_in_order_and_once(build, samples, sizes):
+    stream = build()
+    batches = list(ordered_batches(stream.dataset, stream.collate, 25, samples))
+    assert [batch.batch_size for batch in batches] == sizes
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(sum(sizes)))
+    futures = torch.cat([batch.future for batch in batches])
+    rows = torch.arange(sum(sizes)) * 60 // sum(sizes)
+    whole = stream.collate(stream.dataset.__getitems__(rows), rows)
+    assert torch.equal(futures, whole.future)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(build):

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.data.conftest import LENGTHS, TASKS, VIEW
+from tests.data.conftest import LENGTHS, TASKS, VIEW, toy_embodiment
+from vla_mot.data.source import Source
+from vla_mot.data.statistics import compute_statistics
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import ConfigError
 
@@ -79,6 +83,18 @@ def test_a_batch_has_the_models_shapes_and_masks(dataset, processor, source):
     assert not batch.action_mask[..., 3:].any()
     torch.testing.assert_close(processor.physical(batch.actions, windows.state), windows.actions)
     assert batch.index.tolist() == [100, 101, 102, 103]
+
+
+def test_without_actions_only_the_future_is_learned(recording, cache, processor):
+    embodiment = toy_embodiment(state=[], action=[])
+    watching = Source.open(recording.root, embodiment)
+    watcher = replace(processor, embodiment=embodiment, statistics=compute_statistics(watching, L, "delta"))
+    windows = WindowDataset(watching, cache, WindowConfig(L, M, VIEW)).__getitems__([0, 25])
+    batch = Collate(watcher, watching.tasks)(windows)
+    assert batch.actions.shape == (2, L, 6)
+    assert not batch.action_mask.any()
+    assert not batch.observation.state.any()
+    assert batch.future_mask[:, 0].all()
 
 
 def test_tokens_are_those_of_the_tokenizer(dataset, processor, source):

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from vla_mot.errors import DatasetError, nearest
 from vla_mot.robots.embodiment import Embodiment, Field
 
@@ -32,8 +34,8 @@ def read_info(root: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path} is not readable as LeRobot's dataset information: {error!r}.") from error
     _check_version(root, str(info["codebase_version"]), major)
-    for needed in ("meta/tasks.parquet", "meta/episodes", "data"):
-        if not (root / needed).exists():
+    for needed in ("meta/tasks.parquet", "meta/episodes/*/*.parquet", "data/*/*.parquet"):
+        if not any(root.glob(needed)):
             raise DatasetError(f"LeRobot dataset {root} is incomplete: {needed} is missing. Copy it again.")
     if not info.get("total_frames"):
         raise DatasetError(f"LeRobot dataset {root} has no frames. Was its recording interrupted?")
@@ -126,4 +128,18 @@ def check_files(root: Path, files: Sequence[Path]) -> None:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise DatasetError(
             f"LeRobot dataset {root} lacks {len(missing)} of its files: {shown}. Copy it again."
+        )
+
+
+def check_rows(root: Path, frames: int, episodes: int) -> None:
+    """Raise DatasetError unless the tables hold all episodes; lerobot would look for the rest on the Hub."""
+    tables = [
+        pq.read_table(path, columns=["episode_index"]) for path in sorted(root.glob("data/*/*.parquet"))
+    ]
+    rows = sum(table.num_rows for table in tables)
+    found = {index for table in tables for index in table["episode_index"].unique().to_pylist()}
+    if rows != frames or found != set(range(episodes)):
+        raise DatasetError(
+            f"dataset {root} is inconsistent: its tables hold {rows} frames of {len(found)} episodes, its "
+            f"meta/info.json says {frames} of {episodes}. Copy or record it again."
         )

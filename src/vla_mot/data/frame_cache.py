@@ -128,6 +128,8 @@ def _is_whole(place: Path, wanted: _Manifest) -> bool:
 
 
 def _build(source: Source, manifest: _Manifest, place: Path, progress: Progress | None) -> None:
+    for dead in place.parent.glob(f".{place.name}.building-*"):  # of a killed process: we hold the lock
+        shutil.rmtree(dead, ignore_errors=True)
     work = place.with_name(f".{place.name}.building-{uuid.uuid4().hex[:8]}")
     _require_space(place.parent, manifest)
     try:
@@ -153,8 +155,13 @@ def _write_frames(source: Source, manifest: _Manifest, path: Path, progress: Pro
     done = 0
     with path.open("wb") as file:
         for episode in range(source.num_episodes):
-            views = [resize_with_pad(source.decode(episode, key), height, width) for key in source.cameras]
-            frames = torch.stack(views, dim=1).contiguous()  # (T, V, 3, H, W)
+            views = [
+                torch.cat(
+                    [resize_with_pad(run, height, width) for run in source.decode_runs(episode, camera)]
+                )
+                for camera in source.cameras
+            ]
+            frames = torch.stack(views, dim=1)  # (T, V, 3, H, W)
             file.write(frames.numpy().data)
             done += frames.shape[0]
             if progress is not None:

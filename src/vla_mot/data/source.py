@@ -6,7 +6,7 @@ are decoded on demand, a run of frames at a time.
 Legend: `N` frames of the dataset, `E` episodes, `T` frames asked for, `S`/`D` real state and action dims.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +24,7 @@ from vla_mot.robots.embodiment import Embodiment, Field
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-_RUN = 512
+_RUN = 128
 """Frames decoded in one call: lerobot compares every asked with every decoded time stamp."""
 
 
@@ -111,15 +111,20 @@ class Source:
 
         Raises DatasetError naming the file when it cannot be decoded.
         """
+        return torch.cat(list(self.decode_runs(episode, camera)))
+
+    def decode_runs(self, episode: int, camera: str) -> Iterator[Tensor]:
+        """Decode as `decode` does, a bounded number of frames at a time: long episodes need little memory."""
         start, end = self.bounds[episode].tolist()
-        runs = [range(at, min(at + _RUN, end)) for at in range(start, end, _RUN)]
-        try:
-            with quiet_media():
-                return torch.cat([self._decode_run(episode, camera, run) for run in runs])
-        except Exception as error:
-            raise DatasetError(
-                f"camera {camera!r} of episode {episode} in {self.root} cannot be decoded: {error}"
-            ) from error
+        for at in range(start, end, _RUN):
+            try:
+                with quiet_media():
+                    run = self._decode_run(episode, camera, range(at, min(at + _RUN, end)))
+            except Exception as error:
+                raise DatasetError(
+                    f"camera {camera!r} of episode {episode} in {self.root} cannot be decoded: {error}"
+                ) from error
+            yield run
 
     def _decode_run(self, episode: int, camera: str, run: range) -> Tensor:
         from lerobot.datasets.video_utils import decode_video_frames
@@ -152,6 +157,7 @@ def _load(root: Path, repo_id: str) -> tuple["LeRobotDataset", list[Path]]:
             for i in range(meta.total_episodes)
             for key in meta.video_keys
         }
+        checks.check_rows(root, meta.total_frames, meta.total_episodes)
         files = sorted({*stored, *(path for path in (root / "meta").rglob("*") if path.is_file())})
         checks.check_files(root, files)
         return LeRobotDataset(repo_id, root=root, video_backend=video_backend()), files

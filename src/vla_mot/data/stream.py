@@ -89,6 +89,24 @@ class BatchStream:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
 
+def ordered_batches(
+    dataset: WindowDataset,
+    collate: Callable[[Windows, Tensor], Batch],
+    batch_size: int,
+    samples: int | None = None,
+) -> Iterator[Batch]:
+    """Go once through a dataset in order, for validation: the same samples with the same noise every time.
+
+    samples: take only so many windows, evenly spaced (all by default). A sample's index is its place in this
+    pass, and the last batch may be smaller.
+    """
+    count = len(dataset) if samples is None else min(samples, len(dataset))
+    rows = torch.arange(count) * len(dataset) // count
+    for start in range(0, count, batch_size):
+        places = torch.arange(start, min(start + batch_size, count))
+        yield collate(dataset.__getitems__(rows[places]), places)
+
+
 class _End:
     """The last entry of a queue: nothing more comes, or the error that ended it."""
 
