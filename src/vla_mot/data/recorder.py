@@ -7,11 +7,13 @@ on 64 px and moves coloured edges) and a key frame every second frame, so that r
 import logging
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_mot.data.checks import read_info
 from vla_mot.data.quiet import quiet_media
 from vla_mot.errors import DatasetError
 from vla_mot.robots.embodiment import Embodiment
@@ -71,22 +73,54 @@ def record_dataset(
     The dataset appears under `root` only when it is complete and every frame was found again in its videos.
     Raises DatasetError when `root` exists, there is no episode, an episode is empty, or frames were lost.
     """
-    root = Path(root)
+    with _unfinished(Path(root)) as work:
+        frames = _record(
+            _create(work, repo_id, fps, features, robot_type, quality or VideoQuality()), episodes
+        )
+        _check_videos(work, [key for key, spec in features.items() if spec["dtype"] == "video"], frames)
+    log.info("recorded %d frames in %s", frames, root)
+    return frames
+
+
+def join_datasets(root: Path | str, repo_id: str, parts: Sequence[Path]) -> int:
+    """Write the episodes of `parts`, in their order, as one dataset, and return the number of frames.
+
+    Recordings that several processes made at once become one; videos are copied, not encoded again. The parts stay.
+    Raises DatasetError when `root` exists, a part does not, parts differ in features or fps, or frames were lost.
+    """
+    from lerobot.datasets.aggregate import aggregate_datasets
+
+    infos = [read_info(part) for part in parts]
+    with _unfinished(Path(root)) as work:
+        try:
+            aggregate_datasets(
+                [f"local/{part.name}" for part in parts],
+                repo_id,
+                roots=list(parts),
+                aggr_root=work,
+                concatenate_videos=False,
+            )
+        except ValueError as error:
+            raise DatasetError(f"{', '.join(map(str, parts))} cannot be joined: {error}") from error
+        frames = sum(int(info["total_frames"]) for info in infos)
+        cameras = [key for key, spec in infos[0]["features"].items() if spec["dtype"] == "video"]
+        _check_videos(work, cameras, frames)
+    return frames
+
+
+@contextmanager
+def _unfinished(root: Path) -> Iterator[Path]:
+    """Give a temporary name that becomes `root` when the block ends well, and is removed otherwise."""
     if root.exists():
         raise DatasetError(f"{root} exists already. Choose another output folder, or remove it first.")
     root.parent.mkdir(parents=True, exist_ok=True)
     work = root.with_name(f".{root.name}.recording-{uuid.uuid4().hex[:8]}")
     try:
         with quiet_media():
-            frames = _record(
-                _create(work, repo_id, fps, features, robot_type, quality or VideoQuality()), episodes
-            )
-            _check_videos(work, [key for key, spec in features.items() if spec["dtype"] == "video"], frames)
+            yield work
         work.rename(root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    log.info("recorded %d frames in %s", frames, root)
-    return frames
 
 
 def _create(
