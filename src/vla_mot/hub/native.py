@@ -3,6 +3,7 @@
     config.json         type vla_mot (readable as a LeRobot PreTrainedConfig), model, embodiment, action mode, sampler
     model.safetensors   every weight and stored statistic of the model
     stats.json          normalization statistics: embodiment → action mode → feature
+    policy_*.json       the processors that LeRobot's commands look for beside a policy; nothing else reads them
 
 Nothing is loaded by halves: a weight that is missing, unexpected or of another shape or dtype is an error that
 names it, and so is a truncated file.
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
 from vla_mot.model.config import ModelConfig
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import Statistics
@@ -110,10 +112,12 @@ class PolicySpec:
 
 
 def save_policy(folder: Path, spec: PolicySpec, weights: Mapping[str, Tensor]) -> None:
-    """Write the three files into `folder` (made if needed). The caller renames a finished folder into place."""
+    """Write a whole checkpoint into `folder` (made if needed). The caller renames a finished folder into place."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, spec.config_dict())
     write_json(folder / STATISTICS_FILE, spec.statistics_dict())
+    for name, content in PROCESSOR_FILES.items():
+        write_json(folder / name, content)
     write_tensors(folder / WEIGHTS_FILE, weights)
 
 

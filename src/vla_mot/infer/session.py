@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from vla_mot.batch import ActionChunk
 from vla_mot.errors import ConfigError
 from vla_mot.infer.policy import Policy
 
@@ -46,24 +47,43 @@ class Session:
         if single:
             state, images = state[None], {key: image[None] for key, image in images.items()}
         instructions = [instruction] * len(state) if isinstance(instruction, str) else list(instruction)
-        self._remember(images)
+        self.remember(images)
         if not self._queue:
-            self._plan(state, instructions)
+            chunk = self.predict(state, instructions)
+            self._queue.extend(chunk.actions[:, : self.policy.spec.sampler.n_action_steps].unbind(1))
         action = self._queue.popleft()
         return action[0] if single else action
 
-    def _remember(self, images: Mapping[str, Tensor]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with only these robots, in this order; what they have seen and still have to do stays theirs."""
+        index = torch.as_tensor(list(rows), dtype=torch.int64)
+        self._seeds = [self._seeds[row] for row in rows]
+        for kept in self._frames.values():
+            sliced = [image[index.to(image.device)] for image in kept]
+            kept.clear()
+            kept.extend(sliced)
+        self._queue = deque(action[index.to(action.device)] for action in self._queue)
+        if self.foresight is not None:
+            self.foresight = self.foresight[index.to(self.foresight.device)]
+
+    def remember(self, images: Mapping[str, Tensor]) -> None:
+        """Take in the frames `(B, 3, h, w)` of one control step; `act` does it by itself."""
         for key, image in images.items():
             kept = self._frames.setdefault(key, deque(maxlen=self.policy.spec.model.offset_frames + 1))
             kept.append(image)
 
-    def _plan(self, state: Tensor, instructions: list[str]) -> None:
+    def predict(self, state: Tensor, instructions: Sequence[str], noise: Tensor | None = None) -> ActionChunk:
+        """Predict a whole chunk from the frames remembered last; the queue of `act` stays as it is.
+
+        state: `(B, S)` in physical units. noise: `(B, L, A)`, by default keyed by the seeds and the number of calls.
+        """
         pairs = {
             key: torch.stack((kept[0] if self.history == "past" else kept[-1], kept[-1]), dim=1)
             for key, kept in self._frames.items()
         }
-        noise = self.policy.noise(self._seeds, self._calls)
+        if noise is None:
+            noise = self.policy.noise(self._seeds, self._calls)
         chunk = self.policy.predict(pairs, state, instructions, noise)
-        self._queue.extend(chunk.actions[:, : self.policy.spec.sampler.n_action_steps].unbind(1))
         self.foresight = chunk.foresight
         self._calls += 1
+        return chunk
