@@ -1,0 +1,10 @@
+"""Measuring a policy: closed loop in a simulator, foresight against truth, intervals, and a report of it all.
+
+intervals    Wilson, paired and bootstrap intervals
+controllers  what acts in an environment: a policy, or any function of an observation
+closed_loop  many seeded episodes in step, with batched inference
+video        what the cameras saw and what the policy foresaw, as mp4
+foresight    foresight error against copying, a missing history and the training mean
+results      what an evaluation found, saved and loaded
+charts, picture, report   the same, drawn
+"""

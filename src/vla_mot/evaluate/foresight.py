@@ -1,0 +1,339 @@
+"""Foresight beside its baselines: does the model foresee what moves, or does it copy what it sees?
+
+Squared errors of latents and of decoded pictures are added up per episode for four predictions of frame t + m:
+
+    foresight      the model's own
+    no_history     the same model with its history frame replaced by the present one
+    copy_last      the latents of frame t
+    training_mean  the mean latents of the training data, cell by cell
+
+over two regions of the samples in which something moves: the `whole` picture, and only the `moving` latent cells,
+those in which |z(t + m) − z(t)| (root mean square over channels) exceeds a threshold. Copying the last frame can
+not do well in moving cells by their very definition; the other baselines are not touched by the choice.
+
+Legend: `B` batch, `V` views, `C` latent channels, `h`/`w` latent rows and columns, `H`/`W` pixels, `E` episodes,
+`M` methods, `G` regions, `Y` episode × view accumulators.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vla_mot.batch import Batch, Observation
+from vla_mot.evaluate.intervals import Interval, percentile_interval, resampled
+from vla_mot.model.model import VlaMotModel
+
+METHODS = ("foresight", "no_history", "copy_last", "training_mean")
+REGIONS = ("moving", "whole")
+SCORES_FILE, PICTURES_FILE = "foresight.json", "foresight.npz"
+
+
+@dataclass(frozen=True)
+class ForesightScore:
+    """One method in one view and region.
+
+    mse: mean squared latent error. ratio: this method's error over the foresight's, paired (above 1: foresight is
+    better). psnr: of the decoded pictures in dB against the true ones (region `whole` only, else None).
+    All with 95 % intervals from a bootstrap over episodes.
+    """
+
+    view: str
+    region: str
+    method: str
+    mse: Interval
+    ratio: Interval
+    psnr: Interval | None
+
+
+@dataclass(frozen=True)
+class ForesightExample:
+    """One sample of one view, `(H, W, 3)` uint8 each: frames t − m, t and t + m, and what was foreseen for t + m,
+    with the history and with the history replaced. Copying the last frame is `present` itself."""
+
+    view: str
+    episode: int
+    past: np.ndarray
+    present: np.ndarray
+    future: np.ndarray
+    foreseen: np.ndarray
+    no_history: np.ndarray
+
+
+@dataclass(frozen=True)
+class ForesightReport:
+    """Scores for every (view, region, method), with the number of samples in which something moves and of their
+    episodes, the offset m in frames, the threshold of movement, and example pictures."""
+
+    scores: tuple[ForesightScore, ...]
+    samples: int
+    episodes: int
+    offset_frames: int
+    threshold: float
+    examples: tuple[ForesightExample, ...] = ()
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views, in the order of the camera slots."""
+        return tuple(dict.fromkeys(score.view for score in self.scores))
+
+    def score(self, view: str, region: str, method: str) -> ForesightScore:
+        """The score of one method. Raises KeyError when there is none."""
+        for score in self.scores:
+            if (score.view, score.region, score.method) == (view, region, method):
+                return score
+        raise KeyError(f"no score for {view!r}, {region!r}, {method!r}")
+
+    def save(self, folder: Path) -> None:
+        """Write `foresight.json` and, with the pictures, `foresight.npz`."""
+        content = {
+            "offset_frames": self.offset_frames,
+            "threshold": self.threshold,
+            "samples": self.samples,
+            "episodes": self.episodes,
+            "scores": [asdict(score) for score in self.scores],
+            "examples": [{"view": example.view, "episode": example.episode} for example in self.examples],
+        }
+        (folder / SCORES_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        pictures = {
+            f"{number}/{name}": getattr(example, name)
+            for number, example in enumerate(self.examples)
+            for name in _PICTURES
+        }
+        np.savez_compressed(folder / PICTURES_FILE, **pictures)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ForesightReport | None":
+        """Read what `save` wrote; None when there is nothing."""
+        if not (folder / SCORES_FILE).is_file():
+            return None
+        content = json.loads((folder / SCORES_FILE).read_text())
+        with np.load(folder / PICTURES_FILE) as pictures:
+            examples = tuple(
+                ForesightExample(**head, **{name: pictures[f"{number}/{name}"] for name in _PICTURES})
+                for number, head in enumerate(content.pop("examples"))
+            )
+        scores = tuple(_score_from_dict(score) for score in content.pop("scores"))
+        return cls(scores=scores, examples=examples, **content)
+
+
+_PICTURES = ("past", "present", "future", "foreseen", "no_history")
+
+
+@torch.no_grad()
+def mean_future_latents(model: VlaMotModel, batches: Iterable[Batch]) -> Tensor:
+    """Mean latents `(V, C, h, w)` of the real future frames of the training data. Raises ValueError without any."""
+    total, count = torch.zeros(()), torch.zeros(())
+    for batch in batches:
+        latents = model.encode_frames(batch.future.unsqueeze(2)).squeeze(2).double()
+        seen = batch.future_mask.double()
+        total = total + (latents * seen[:, :, None, None, None]).sum(0)
+        count = count + seen.sum(0)
+    if not bool((count > 0).any()):
+        raise ValueError("no real future frame in the training batches.")
+    return (total / count.clamp(min=1)[:, None, None, None]).float()
+
+
+@torch.no_grad()
+def score_foresight(
+    model: VlaMotModel,
+    batches: Iterable[tuple[Batch, Tensor]],
+    mean_latents: Tensor,
+    view_names: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    num_examples: int = 4,
+    seed: int = 0,
+) -> ForesightReport:
+    """Score a model's foresight on batches of (batch, episode number `(B,)` int64).
+
+    mean_latents: see `mean_future_latents`. view_names: V names, one per camera slot of the batches.
+    threshold: movement of a latent cell, in the units of the latents (those of the DCT tokenizer have deviation 1).
+    num_examples: episodes of which the sample with most movement is kept as pictures, in order of appearance.
+    seed: of the bootstrap. Raises ValueError when nothing moves in any sample.
+    """
+    sums = _Sums(len(view_names))
+    album = _Album(view_names, num_examples)
+    for batch, episodes in batches:
+        latents = _predictions(model, batch, mean_latents)
+        moved = _moving_cells(latents, batch, threshold)
+        sums.add(latents, _picture_errors(model, batch, latents), moved, episodes)
+        album.add(model, batch, latents, moved, episodes)
+    if not sums.samples:
+        raise ValueError(
+            f"nothing moves by more than {threshold} in any sample: there is nothing to foresee."
+        )
+    return ForesightReport(
+        scores=tuple(sums.scores(view_names, seed)),
+        samples=sums.samples,
+        episodes=len(sums.by_episode),
+        offset_frames=model.config.offset_frames,
+        threshold=threshold,
+        examples=tuple(album.examples()),
+    )
+
+
+def _predictions(model: VlaMotModel, batch: Batch, mean_latents: Tensor) -> dict[str, Tensor]:
+    """Method (and `truth`) → latents `(B, V, C, h, w)`."""
+    observation = batch.observation
+    present = model.encode_frames(observation.images[:, :, 1:]).squeeze(2)
+    return {
+        "truth": model.encode_frames(batch.future.unsqueeze(2)).squeeze(2),
+        "foresight": model.prefill(observation).foresight,
+        "no_history": model.prefill(without_history(observation)).foresight,
+        "copy_last": present,
+        "training_mean": mean_latents.to(present).expand_as(present),
+    }
+
+
+def without_history(observation: Observation) -> Observation:
+    """The same observation with the present frame in the place of the past one."""
+    present = observation.images[:, :, 1:]
+    return replace(observation, images=present.expand_as(observation.images))
+
+
+def _moving_cells(latents: dict[str, Tensor], batch: Batch, threshold: float) -> Tensor:
+    """`(B, V, h, w)` bool: cells of real views with a real future that change by more than the threshold."""
+    change = (latents["truth"] - latents["copy_last"]).square().mean(2).sqrt()
+    return (change > threshold) & batch.future_mask[:, :, None, None]
+
+
+def _picture_errors(model: VlaMotModel, batch: Batch, latents: dict[str, Tensor]) -> Tensor:
+    """Mean squared error `(M, B, V)` of the decoded pictures in [0, 1] against the true future frames."""
+    truth = _true_pictures(model, batch.future)
+    return torch.stack(
+        [(model.decode_latents(latents[name]) - truth).square().mean((2, 3, 4)) for name in METHODS]
+    )
+
+
+def _true_pictures(model: VlaMotModel, frames: Tensor) -> Tensor:
+    """Frames `(B, V, 3, H, W)` in [0, 1] at the size that the tokenizer decodes to."""
+    unit = frames.float() / 255 if frames.dtype == torch.uint8 else frames
+    size = model.tokenizer.image_size
+    if unit.shape[-2:] == size:
+        return unit
+    flat = F.interpolate(unit.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
+    return flat.unflatten(0, unit.shape[:2])
+
+
+class _Sums:
+    """Per episode: summed errors and what they count, so that a bootstrap only adds rows."""
+
+    def __init__(self, views: int) -> None:
+        self.views = views
+        self.samples = 0
+        self.by_episode: dict[int, np.ndarray] = {}
+
+    def add(self, latents: dict[str, Tensor], pictures: Tensor, moved: Tensor, episodes: Tensor) -> None:
+        """Add a batch: latents by method, picture errors `(M, B, V)`, moving cells `(B, V, h, w)`."""
+        errors = torch.stack([(latents[name] - latents["truth"]).square().mean(2) for name in METHODS])
+        seen = moved.flatten(2).any(2)  # (B, V)
+        whole = seen[:, :, None, None].expand_as(moved)
+        parts = []
+        for region in (moved, whole):
+            parts += [*(errors * region).sum((3, 4)), region.sum((2, 3)).to(errors)]
+        parts += [*(pictures * seen), seen.to(errors)]
+        table = torch.stack(parts, dim=-1).double().cpu().numpy()  # (B, V, 3·(M + 1))
+        self.samples += int(seen.any(1).sum())
+        for row, episode in enumerate(episodes.tolist()):
+            if bool(seen[row].any()):
+                self.by_episode[episode] = self.by_episode.get(episode, 0.0) + table[row]
+
+    def scores(self, view_names: Sequence[str], seed: int) -> list[ForesightScore]:
+        """Means and intervals of every view, region and method; views in which nothing moves are left out."""
+        table = np.stack(list(self.by_episode.values()))  # (E, V, 3·(M + 1))
+        table = table.reshape(*table.shape[:2], 3, len(METHODS) + 1)
+        draws = table[resampled(len(table), seed=seed)].sum(1)  # (R, V, 3, M + 1)
+        total = table.sum(0)
+        found = []
+        for view, name in enumerate(view_names):
+            if not total[view, 0, -1]:
+                continue
+            for region, region_name in enumerate(REGIONS):
+                for method, method_name in enumerate(METHODS):
+                    scores = _intervals(total[view], draws[:, view], region, method)
+                    found.append(ForesightScore(name, region_name, method_name, *scores))
+        return found
+
+
+def _intervals(
+    total: np.ndarray, draws: np.ndarray, region: int, method: int
+) -> tuple[Interval, Interval, Interval | None]:
+    """mse, ratio and psnr from sums `(3, M + 1)` and their resamples `(R, 3, M + 1)`; the last column counts."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mse = [part[..., region, method] / part[..., region, -1] for part in (total, draws)]
+        ratio = [part[..., region, method] / part[..., region, 0] for part in (total, draws)]
+        psnr = [-10 * np.log10(part[..., 2, method] / part[..., 2, -1]) for part in (total, draws)]
+    whole = REGIONS[region] == "whole"
+    return (
+        percentile_interval(float(mse[0]), mse[1]),
+        percentile_interval(float(ratio[0]), ratio[1]),
+        percentile_interval(float(psnr[0]), psnr[1]) if whole and math.isfinite(psnr[0]) else None,
+    )
+
+
+class _Album:
+    """Of each of the first episodes, the sample with most movement, as pictures of every view."""
+
+    def __init__(self, view_names: Sequence[str], size: int) -> None:
+        self.view_names, self.size = view_names, size
+        self.best: dict[int, tuple[int, list[ForesightExample]]] = {}
+
+    def add(
+        self, model: VlaMotModel, batch: Batch, latents: dict[str, Tensor], moved: Tensor, episodes: Tensor
+    ) -> None:
+        movement = moved.flatten(1).sum(1).tolist()
+        for row, episode in enumerate(episodes.tolist()):
+            least = self.best[episode][0] if episode in self.best else 0
+            wanted = episode in self.best or len(self.best) < self.size
+            if wanted and movement[row] > least:
+                seen = batch.future_mask[row].tolist()
+                self.best[episode] = (
+                    movement[row],
+                    self._pictures(model, batch, latents, row, episode, seen),
+                )
+
+    def _pictures(
+        self,
+        model: VlaMotModel,
+        batch: Batch,
+        latents: dict[str, Tensor],
+        row: int,
+        episode: int,
+        seen: list[bool],
+    ) -> list[ForesightExample]:
+        one = slice(row, row + 1)
+        frames = batch.observation.images
+        pictures = {
+            "past": _true_pictures(model, frames[one, :, 0]),
+            "present": _true_pictures(model, frames[one, :, 1]),
+            "future": _true_pictures(model, batch.future[one]),
+            "foreseen": model.decode_latents(latents["foresight"][one]),
+            "no_history": model.decode_latents(latents["no_history"][one]),
+        }
+        arrays = {
+            name: (value[0].movedim(1, -1) * 255).round().to(torch.uint8).cpu().numpy()
+            for name, value in pictures.items()
+        }
+        return [
+            ForesightExample(name, episode, **{key: value[view] for key, value in arrays.items()})
+            for view, name in enumerate(self.view_names)
+            if seen[view]
+        ]
+
+    def examples(self) -> list[ForesightExample]:
+        return [example for _, examples in self.best.values() for example in examples]
+
+
+def _score_from_dict(spec: dict[str, Any]) -> ForesightScore:
+    given = dict(spec)
+    for name in ("mse", "ratio", "psnr"):
+        given[name] = None if given[name] is None else Interval(**given[name])
+    return ForesightScore(**given)

@@ -1,0 +1,102 @@
+"""Intervals: how far a number measured on few episodes can be trusted.
+
+Legend: `E` episodes, `R` bootstrap resamples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def percent(self) -> str:
+        """`72 % (64 … 79)`, for a share in [0, 1]."""
+        return f"{self.value:.0%} ({100 * self.low:.0f} … {100 * self.high:.0f})".replace("%", " %")
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Success of one controller minus that of another in the same episodes.
+
+    difference: of the two rates, with a bootstrap interval over episodes.
+    only_first, only_second: episodes in which only that one succeeded.
+    p_value: two-sided exact McNemar test of "neither is better".
+    """
+
+    difference: Interval
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval of a success rate (Wilson 1927); [0, 1] without any trial, value NaN.
+
+    Raises ValueError unless 0 ≤ successes ≤ trials.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes must lie in 0 … {trials} trials, got {successes}.")
+    if trials == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate, shrink = successes / trials, 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / shrink
+    half = z / shrink * math.sqrt(rate * (1 - rate) / trials + (z / (2 * trials)) ** 2)
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return Interval(rate, low, high)
+
+
+def paired_difference(
+    first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE, seed: int = 0
+) -> PairedDifference:
+    """Compare two controllers by their successes in the same E episodes, in the same order.
+
+    Raises ValueError for different lengths or no episode.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"paired episodes are needed, got {len(first)} and {len(second)}.")
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    gain = a.astype(np.float64) - b.astype(np.float64)
+    means = gain[resampled(len(gain), seed=seed)].mean(axis=1)
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    return PairedDifference(
+        difference=percentile_interval(float(gain.mean()), means, confidence),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=_mcnemar(only_first, only_second),
+    )
+
+
+def resampled(units: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Row numbers `(R, units)` of a bootstrap over units, the same for the same seed."""
+    return np.random.default_rng(seed).integers(units, size=(resamples, units))
+
+
+def percentile_interval(value: float, draws: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
+    """The bootstrap's percentile interval of `value` from `(R,)` resampled values; NaN ones are left out."""
+    tail = 50 * (1 - confidence)
+    kept = draws[~np.isnan(draws)]
+    if not len(kept):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.percentile(kept, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def _mcnemar(only_first: int, only_second: int) -> float:
+    n = only_first + only_second
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n
+    return min(1.0, 2 * tail)
