@@ -121,6 +121,7 @@ class Qwen3VLExpert(UnderstandingExpert):
             rms_norm_eps=config.rms_norm_eps,
         )
         self.visual = Qwen3VLVisionModel(_hf_vision_config(config))
+        self.visual.deepstack_merger_list.requires_grad_(False)  # kept for the checkpoint, read by nobody
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
         self._encode = make_tokenizer(config.tokenizer)

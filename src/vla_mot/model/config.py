@@ -1,7 +1,7 @@
 """What defines a model. Plain values, so that it is written to `config.json` and read back exactly."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from vla_mot.errors import ConfigError, unknown_name
@@ -78,6 +78,9 @@ def _section(cls: Any, name: str, spec: Mapping[str, Any]) -> Any:
     for key in spec:
         if key not in known:
             raise ConfigError(unknown_name(f"{name} option", key, known))
+    for f in fields(cls):
+        if f.name not in spec and f.default is MISSING:
+            raise ConfigError(f"{name} lacks {f.name!r}, got only {sorted(spec)}; set it in conf/model/.")
     return cls(**spec)
 
 
