@@ -29,10 +29,10 @@ class DemonstrationNoise:
         correlation: of the tremor, from one step to the next.
     """
 
-    tremor: float = 0.006
-    push_rate: float = 0.05
-    push: float = 0.05
-    push_steps: tuple[int, int] = (2, 5)
+    tremor: float = 0.005
+    push_rate: float = 0.03
+    push: float = 0.045
+    push_steps: tuple[int, int] = (2, 6)
     correlation: float = 0.7
 
 
@@ -93,7 +93,7 @@ class _Disturbance:
     def __init__(self, noise: DemonstrationNoise, seed: int) -> None:
         self._noise = noise
         self._rng = np.random.default_rng([seed, 0xD157])
-        self._tremor = np.zeros(2)
+        self._tremor: np.ndarray = np.zeros(2)
         self._push = np.zeros(2)
         self._push_left = 0
 

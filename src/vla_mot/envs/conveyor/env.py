@@ -1,5 +1,6 @@
 """The gymnasium environment `vla_mot/Conveyor-v0`."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -103,11 +104,21 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin an episode; a seed fixes the scene, whatever `options={"target": "red"}` asks for."""
+        """Begin an episode; a seed fixes the scene, whatever is asked of it.
+
+        Args:
+            seed: of the scene and, without a fixed target, of the colour asked for.
+            options: `target` ("red") asks for that block in this very scene; `belt_velocity` (m/s along x)
+                changes only the belt. Other keys belong to whoever wraps this environment.
+        """
         super().reset(seed=seed)
-        chosen = (options or {}).get("target", self._fixed_target)
+        options = options or {}
+        chosen = options.get("target", self._fixed_target)
         _check("target", chosen, (None, *geo.COLORS))
-        self._world = ConveyorWorld(geo.sample_scene(self.np_random, self.motion))
+        scene = geo.sample_scene(self.np_random, self.motion)
+        if "belt_velocity" in options:
+            scene = replace(scene, belt_velocity=float(options["belt_velocity"]))
+        self._world = ConveyorWorld(scene)
         drawn = int(self.np_random.integers(len(geo.COLORS)))
         self._target = drawn if chosen is None else geo.COLORS.index(chosen)
         self._steps = 0
@@ -177,7 +188,6 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
 
 def _check(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
     if value not in known:
-        raise ValueError(f"unknown {name} {value!r} for {CONVEYOR_NAME}: expected one of {list(known)}")
-
-
-CONVEYOR_NAME = "vla_mot/Conveyor-v0"
+        raise ValueError(
+            f"unknown {name} {value!r} of the conveyor environment: expected one of {list(known)}"
+        )

@@ -20,7 +20,7 @@ CLEAR_Y = BLOCK_EDGE_Y + 0.01  # m, above this the gripper may move along x free
 ALIGNED = 0.024  # m, descend only when closer to the block's (believed) position than this
 CLOSED_APERTURE = 0.056  # m, commanded to squeeze a block
 RELEASE_Y = geo.TRAY_Y - 0.01  # m, fingertips while opening over the tray
-RELEASE_RADIUS = 0.015  # m
+RELEASE_RADIUS = 0.025  # m
 DRIVE_STEP = geo.CONTROL_DT * np.array([geo.X_SPEED, geo.Y_SPEED, geo.APERTURE_SPEED])  # m per action
 COMMAND_STEP = DRIVE_STEP * [1.0, 1.0, 1.5]  # the aperture command leads, so that closed fingers squeeze
 
@@ -73,7 +73,7 @@ def _fetch(belief: _Belief) -> np.ndarray:
     x, y, aperture = belief.gripper
     meet_x = float(np.clip(belief.block_x + belief.velocity * geo.CONTROL_DT, -geo.X_LIMIT, geo.X_LIMIT))
     if _between_fingers(belief):
-        squeeze = y < GRASP_Y + 0.006
+        squeeze = y < GRASP_Y + 0.015
         return np.array([meet_x, GRASP_Y, CLOSED_APERTURE if squeeze else geo.APERTURE_MAX])
     is_open = aperture > geo.APERTURE_MAX - 0.01
     aligned = abs(meet_x - x) < ALIGNED + DRIVE_STEP[0]
