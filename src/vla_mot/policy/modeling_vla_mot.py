@@ -1,0 +1,304 @@
+"""`VlaMotPolicy`: `vla_mot.Policy` behind LeRobot's interface, for its training, evaluation and rollout commands.
+
+A saved policy is a native checkpoint (`vla_mot.hub.native`), so `vla_mot.Policy` and LeRobot open the same folder.
+
+Legend: `B` batch, `K` noise draws, `L` chunk steps, `A` padded action dims, `D` real action dims.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import snapshot_download
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy
+from torch import Tensor
+
+from vla_mot.batch import Batch
+from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.flow.noise import keyed_normal, keyed_uniform
+from vla_mot.hub.native import (
+    CONFIG_FILE,
+    STATISTICS_FILE,
+    WEIGHTS_FILE,
+    PolicySpec,
+    SamplerConfig,
+    load_weights,
+    read_spec,
+    save_policy,
+)
+from vla_mot.infer.policy import Policy
+from vla_mot.infer.session import Session
+from vla_mot.model.config import ModelConfig
+from vla_mot.model.model import VlaMotModel
+from vla_mot.policy.configuration_vla_mot import VlaMotConfig
+from vla_mot.policy.features import dataset_statistics, infer_embodiment
+from vla_mot.policy.inputs import instructions, pictures, state_now, training_batch
+from vla_mot.robots.embodiment import Embodiment
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "model."
+_EVALUATION_STEP, _NOISE_STREAM, _LEVEL_STREAM = -1, 1, 2  # key the fixed noise of evaluation losses
+
+
+class VlaMotPolicy(PreTrainedPolicy):
+    """A vla_mot model that LeRobot trains and runs.
+
+    config: see `VlaMotConfig`; its `model` and `embodiment` are completed in place.
+    dataset_stats, dataset_meta: LeRobot's; they define embodiment and statistics of a policy made from scratch.
+    spec: embodiment, statistics and architecture of a checkpoint, instead of the dataset's.
+
+    Raises ConfigError when there is neither a spec nor a dataset, or when they do not fit the configuration.
+    """
+
+    config_class = VlaMotConfig
+    name = "vla_mot"
+
+    def __init__(
+        self,
+        config: VlaMotConfig,
+        *,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        spec: PolicySpec | None = None,
+    ) -> None:
+        super().__init__(config)
+        config.validate_features()
+        self._whitened = spec is not None
+        self.spec = spec or _spec_from_dataset(config, dataset_stats, dataset_meta)
+        config.model, config.embodiment = self.spec.model.to_dict(), self.spec.embodiment.to_dict()
+        self.model = VlaMotModel(self.spec.model)
+        self.model.stack.gradient_checkpointing = config.gradient_checkpointing
+        self._policy = Policy(self.model, self.spec)
+        self._session: Session | None = None
+        self._robots = 0
+        self._next_seed = config.sampling_seed
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: VlaMotConfig | None = None,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        strict: bool = True,
+        **download: Any,
+    ) -> Self:
+        """Open a native checkpoint folder or Hub repository, all of it or nothing, in evaluation mode.
+
+        config: overrides what may differ (sampler, optimizer, device); the checkpoint's own by default.
+        dataset_stats, dataset_meta: accepted, since LeRobot passes them. The checkpoint's statistics stay: its
+            weights were trained with them.
+        download: `revision`, `cache_dir`, `token`, … of `huggingface_hub.snapshot_download`.
+
+        Raises CheckpointError when anything is missing, unexpected, damaged or of another shape, and ConfigError
+        when `config` asks for another architecture, embodiment or action mode.
+        """
+        if not strict:
+            raise ConfigError("vla_mot checkpoints are loaded completely or not at all; leave strict=True.")
+        folder = _folder(pretrained_name_or_path, download)
+        spec = read_spec(folder)
+        if config is None:
+            config = PreTrainedConfig.from_pretrained(folder)
+        _require_same(config, spec, folder)
+        if dataset_stats is not None:
+            log.info("statistics are those of the checkpoint %s, not the dataset's", folder)
+        _compare_with_dataset(spec.embodiment, dataset_meta)
+        policy = cls(
+            config, spec=replace(spec, sampler=SamplerConfig(config.num_steps, config.n_action_steps))
+        )
+        load_weights(policy.model, folder / WEIGHTS_FILE)
+        return policy.to(config.device).eval()
+
+    def _save_pretrained(self, save_directory: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write a native checkpoint whose `config.json` also holds LeRobot's own settings.
+
+        state_dict: this policy's, gathered by LeRobot when the parameters are sharded.
+        """
+        weights = self.state_dict() if state_dict is None else state_dict
+        own = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+        save_policy(save_directory, self.spec, own)
+        self.config._save_pretrained(save_directory)
+
+    # ---- training -------------------------------------------------------------------------------------------
+
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """Matrices decay, vectors (norms, biases) do not."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.dim() > 1]},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+
+    def forward(self, batch: Mapping[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """The loss L_act + λ·L_gen of LeRobot's windows, over real places only, and its two terms.
+
+        batch: frames t − m, t, t + m and an action chunk, see `policy.inputs`. reduction: `mean` over the real
+        places of this batch, or `none` for `(B,)` losses of each sample.
+        In training, noise comes from torch's generator, which LeRobot saves and restores; in evaluation it is
+        keyed by the dataset's index, so that losses can be compared between steps.
+        """
+        if reduction not in ("mean", "none"):
+            raise ConfigError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
+        prepared = training_batch(batch, self._policy.processor)
+        self._whiten(prepared)
+        noise, level = self._draw_noise(prepared)
+        losses = self.model.losses(prepared, noise, level)
+        sums = losses.action_sum, losses.foresight_sum
+        counts = losses.action_count, losses.foresight_count
+        action, foresight = (s.sum() / n.sum().clamp(min=1) for s, n in zip(sums, counts, strict=True))
+        terms = {"action_loss": action.item(), "foresight_loss": foresight.item()}
+        if reduction == "none":
+            action, foresight = (s / n.clamp(min=1) for s, n in zip(sums, counts, strict=True))
+        return action + self.config.foresight_weight * foresight, terms
+
+    def _draw_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Noise `(B, K, L, A)` and noise levels `(B, K)`."""
+        draws, device = self.config.action_draws, batch.actions.device
+        shape = (draws, *batch.actions.shape[1:])
+        if self.training:
+            noise = torch.randn(batch.batch_size, *shape, device=device)
+            uniform = 1 - torch.rand(batch.batch_size, draws, device=device, dtype=torch.float64)
+        else:
+            noise = keyed_normal(0, _EVALUATION_STEP, _NOISE_STREAM, batch.index, shape)
+            uniform = keyed_uniform(0, _EVALUATION_STEP, _LEVEL_STREAM, batch.index, draws)
+        return noise, self.spec.model.noise_level.from_uniform(uniform).float()
+
+    def _whiten(self, batch: Batch) -> None:
+        """Fit the foresight tokenizer of a policy from scratch, once, on the pictures of its first batch."""
+        if self._whitened:
+            return
+        present = batch.observation.images[:, :, 1][batch.observation.view_mask]
+        self.model.tokenizer.fit(present.float() / 127.5 - 1)
+        self._whitened = True
+
+    # ---- inference ------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget the frames and actions of an episode. The next one takes fresh seeds."""
+        self._session = None
+
+    @torch.no_grad()
+    def select_action(self, batch: Mapping[str, Any]) -> Tensor:
+        """The next action `(B, D)` of B robots, in physical units; call it at every control step.
+
+        Frames are remembered, so that the one of m steps ago is the history (the first one until then).
+        """
+        images, state, tasks = self._observed(batch)
+        return self._episode(len(state)).act(images, state, tasks)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
+        """A whole chunk `(B, L, D)` in physical units; the history is the frame of m calls ago.
+
+        noise: `(B, L, A)` to start from; by default keyed by the episode's seed and the number of the call.
+        """
+        images, state, tasks = self._observed(batch)
+        session = self._episode(len(state))
+        session.remember(images)
+        return session.predict(state, tasks, noise).actions
+
+    @property
+    def foresight(self) -> Tensor | None:
+        """Predicted latents `(B, V, C, h, w)` of the last prediction, for `model.decode_latents`."""
+        return self._session.foresight if self._session else None
+
+    def _observed(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor, list[str]]:
+        self.eval()
+        processor = self._policy.processor
+        state = state_now(batch, processor)
+        return pictures(batch, processor), state, instructions(batch, len(state))
+
+    def _episode(self, robots: int) -> Session:
+        """The running session; a new one for `robots` robots after `reset`, with the next free seeds."""
+        if self._session is None:
+            self._session = Session(self._policy, range(self._next_seed, self._next_seed + robots))
+            self._next_seed, self._robots = self._next_seed + robots, robots
+        if robots != self._robots:
+            raise ConfigError(
+                f"the episode began with {self._robots} robots, this batch has {robots}; call reset() in between."
+            )
+        return self._session
+
+
+def _spec_from_dataset(
+    config: VlaMotConfig, dataset_stats: Mapping[str, Mapping[str, Any]] | None, dataset_meta: Any
+) -> PolicySpec:
+    if dataset_stats is None or dataset_meta is None:
+        raise ConfigError(
+            "a vla_mot policy from scratch needs a dataset: its statistics and its rate. Train with "
+            "`lerobot-train --policy.type=vla_mot --dataset.repo_id=…`, or open a checkpoint with --policy.path."
+        )
+    if config.embodiment is None:
+        embodiment = infer_embodiment(config, dataset_meta)
+    else:
+        embodiment = Embodiment.from_dict(config.embodiment)
+    _compare_with_dataset(embodiment, dataset_meta)
+    model = config.model_config()
+    return PolicySpec(
+        model=replace(model, num_views=max(model.num_views, len(embodiment.cameras))),
+        embodiment=embodiment,
+        statistics=dataset_statistics(embodiment, dataset_stats, config),
+        action_mode=config.action_mode,
+        sampler=SamplerConfig(config.num_steps, config.n_action_steps),
+    )
+
+
+def _require_same(config: VlaMotConfig, spec: PolicySpec, folder: Path) -> None:
+    """Raise ConfigError when the configuration contradicts the checkpoint that it is to run."""
+    width = config.action_feature.shape[0] if config.action_feature else spec.embodiment.action_dim
+    embodiment = Embodiment.from_dict(config.embodiment) if config.embodiment else spec.embodiment
+    wrong = [
+        name
+        for name, same in (
+            (
+                "model",
+                not config.model or ModelConfig.from_dict(config.model).to_dict() == spec.model.to_dict(),
+            ),
+            ("chunk_size", config.chunk_size == spec.model.chunk_size),
+            ("embodiment", embodiment == spec.embodiment),
+            ("action_mode", config.action_mode == spec.action_mode),
+        )
+        if not same
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the configuration and the checkpoint {folder} differ in {', '.join(wrong)}; what belongs to the weights "
+            "cannot be overridden. Leave it out of the command line, or train from scratch with --policy.type."
+        )
+    if width != spec.embodiment.action_dim:
+        raise ConfigError(
+            f"the dataset's or environment's action has {width} dimensions, embodiment {embodiment.name!r} of the "
+            f"checkpoint {folder} has {spec.embodiment.action_dim}."
+        )
+
+
+def _compare_with_dataset(embodiment: Embodiment, dataset_meta: Any) -> None:
+    if dataset_meta is not None and float(dataset_meta.fps) != embodiment.fps:
+        log.warning(
+            "the dataset runs at %s fps, embodiment %r at %s: chunks and the foresight offset count frames",
+            dataset_meta.fps,
+            embodiment.name,
+            embodiment.fps,
+        )
+
+
+def _folder(path: str | Path, download: dict[str, Any]) -> Path:
+    """A local folder as it is; otherwise a Hub repository, downloaded. Raises CheckpointError."""
+    if Path(path).is_dir():
+        return Path(path)
+    options = {key: value for key, value in download.items() if key not in ("resume_download", "proxies")}
+    files = [CONFIG_FILE, STATISTICS_FILE, WEIGHTS_FILE]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=files, **options))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is neither a folder nor a Hub repository that can be read: {error}"
+        ) from error

@@ -1,0 +1,62 @@
+"""A native checkpoint with random weights, for the conveyor's cameras, state and action."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.model.tiny import tiny_model
+from vla_mot.hub.native import PolicySpec, SamplerConfig, save_policy
+from vla_mot.robots.embodiment import Embodiment
+from vla_mot.robots.normalization import Statistics, summarize
+
+HEAD, GRIPPER = "observation.images.head", "observation.images.gripper"
+CHUNK, EXECUTED, OFFSET, SIDE = 4, 3, 3, 32  # steps, steps, frames, pixels
+
+
+def make_embodiment() -> Embodiment:
+    return Embodiment.from_dict(
+        {
+            "name": "conveyor",
+            "fps": 10,
+            "state": [
+                {"key": "observation.state", "names": ["x", "y", "w", "held"], "units": ["m"] * 3 + ["1"]}
+            ],
+            "action": [
+                {"key": "action", "names": ["x", "y", "w"], "units": ["m"] * 3, "delta": [True, True, False]}
+            ],
+            "cameras": [HEAD, GRIPPER, None],
+        }
+    )
+
+
+def make_spec(model) -> PolicySpec:
+    generator = torch.Generator().manual_seed(0)
+    return PolicySpec(
+        model=model.config,
+        embodiment=make_embodiment(),
+        statistics=Statistics(
+            embodiment="conveyor",
+            action_mode="delta",
+            chunk_size=CHUNK,
+            state=summarize(torch.rand(50, 4, generator=generator)),
+            action=summarize(torch.rand(50, 3, generator=generator) - 0.5),
+        ),
+        action_mode="delta",
+        sampler=SamplerConfig(num_steps=3, n_action_steps=EXECUTED),
+    )
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory) -> Path:
+    """Read only: tests that damage a checkpoint take `copied`."""
+    folder = tmp_path_factory.mktemp("native") / "policy"
+    model = tiny_model()
+    save_policy(folder, make_spec(model), model.state_dict())
+    return folder
+
+
+@pytest.fixture
+def copied(native, tmp_path) -> Path:
+    return Path(shutil.copytree(native, tmp_path / "policy"))

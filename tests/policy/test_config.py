@@ -1,0 +1,83 @@
+import json
+
+import pytest
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_policy_config
+
+from vla_mot.errors import ConfigError
+from vla_mot.hub.native import read_json, read_spec
+from vla_mot.policy import VlaMotConfig, VlaMotPolicy
+
+
+def test_a_native_config_is_a_lerobot_config(native):
+    config = PreTrainedConfig.from_pretrained(native)
+    spec = read_spec(native)
+    assert isinstance(config, VlaMotConfig)
+    assert config.type == "vla_mot"
+    assert config.model_config() == spec.model
+    assert config.embodiment == spec.embodiment.to_dict()
+    assert (config.num_steps, config.n_action_steps, config.action_mode) == (3, 3, "delta")
+    assert list(config.image_features) == ["observation.images.head", "observation.images.gripper"]
+    assert config.robot_state_feature.shape == (4,)
+    assert config.action_feature.shape == (3,)
+
+
+def test_every_native_key_survives_lerobots_way_of_writing(native, tmp_path):
+    config = PreTrainedConfig.from_pretrained(native)
+    config.save_pretrained(tmp_path)
+    written, original = read_json(tmp_path / "config.json"), read_json(native / "config.json")
+    assert {key: written[key] for key in original} == original
+    assert PreTrainedConfig.from_pretrained(tmp_path) == config
+
+
+def test_lerobot_finds_the_policy_by_its_name():
+    assert isinstance(make_policy_config("vla_mot"), VlaMotConfig)
+    assert get_policy_class("vla_mot") is VlaMotPolicy
+
+
+def test_training_asks_for_three_frames_and_a_chunk(native):
+    config = PreTrainedConfig.from_pretrained(native)
+    assert config.observation_delta_indices == [-3, 0, 3]
+    assert config.action_delta_indices == [0, 1, 2, 3]
+    assert config.reward_delta_indices is None
+
+
+def test_the_command_line_changes_the_sampler(native):
+    overrides = ["--num_steps=7", "--n_action_steps=2", "--device=cpu"]
+    config = PreTrainedConfig.from_pretrained(native, cli_overrides=overrides)
+    assert (config.num_steps, config.n_action_steps, config.device) == (7, 2, "cpu")
+
+
+def test_options_from_scratch_replace_the_defaults():
+    config = VlaMotConfig(model={"offset_frames": 6}, chunk_size=12, n_action_steps=10)
+    assert config.observation_delta_indices == [-6, 0, 6]
+    assert config.model_config().chunk_size == 12
+    assert config.model_config().backbone == VlaMotConfig().model_config().backbone
+
+
+def test_the_learning_rate_knows_where_the_weights_come_from():
+    assert VlaMotConfig().get_optimizer_preset().lr == 1e-3
+    assert VlaMotConfig(pretrained_path="x").get_optimizer_preset().lr == 5e-5
+    assert VlaMotConfig(optimizer_lr=2e-3).get_scheduler_preset().peak_lr == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": {"offset_frame": 6}}, "offset_frames"),
+        ({"n_obs_steps": 2}, "keeps its own history"),
+        ({"action_mode": "relative"}, "'abs' or 'delta'"),
+        ({"chunk_size": 4}, "n_action_steps must lie in 1 … chunk_size = 4, got 50"),
+        ({"model": {"chunk_size": 4}}, "predicts chunks of 4"),
+    ],
+)
+def test_what_does_not_fit_is_said(options, message):
+    with pytest.raises(ConfigError, match=message):
+        VlaMotConfig(**options)
+
+
+def test_an_unknown_key_of_a_checkpoint_is_refused(copied):
+    content = read_json(copied / "config.json")
+    (copied / "config.json").write_text(json.dumps(content | {"colour": "red"}))
+    with pytest.raises(Exception, match="colour"):
+        PreTrainedConfig.from_pretrained(copied)
