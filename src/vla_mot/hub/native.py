@@ -29,6 +29,14 @@ from vla_mot.robots.normalization import Statistics
 
 TYPE = "vla_mot"
 CONFIG_FILE, WEIGHTS_FILE, STATISTICS_FILE = "config.json", "model.safetensors", "stats.json"
+_KINDS: dict[str, type] = {
+    "model": Mapping,
+    "embodiment": Mapping,
+    "action_mode": str,
+    "num_steps": int,
+    "n_action_steps": int,
+}
+_KIND_NAMES = {Mapping: "an object", str: "a string", int: "a whole number"}
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,13 @@ class PolicySpec:
     @classmethod
     def from_dicts(cls, config: Mapping[str, Any], statistics: Mapping[str, Any]) -> "PolicySpec":
         """The inverse of `config_dict` and `statistics_dict`. Raises ConfigError for what does not fit."""
-        for key in ("model", "embodiment", "action_mode", "num_steps", "n_action_steps"):
+        for key, kind in _KINDS.items():
             if key not in config:
                 raise ConfigError(f"config.json lacks {key!r}; it is no complete vla_mot configuration.")
+            if not isinstance(config[key], kind):
+                raise ConfigError(f"config.json says {key} = {config[key]!r}; expected {_KIND_NAMES[kind]}.")
         embodiment = Embodiment.from_dict(config["embodiment"])
-        mode = str(config["action_mode"])
+        mode = config["action_mode"]
         found = statistics.get(embodiment.name, {})
         if mode not in found:
             raise ConfigError(
@@ -107,7 +117,7 @@ class PolicySpec:
             embodiment=embodiment,
             statistics=Statistics.from_dict(found[mode]),
             action_mode=mode,
-            sampler=SamplerConfig(int(config["num_steps"]), int(config["n_action_steps"])),
+            sampler=SamplerConfig(config["num_steps"], config["n_action_steps"]),
         )
 
 
@@ -132,6 +142,10 @@ def read_spec(folder: Path) -> PolicySpec:
         return PolicySpec.from_dicts(config, read_json(folder / STATISTICS_FILE))
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: config.json or stats.json holds a value of the wrong kind ({error!r}); write it again."
+        ) from error
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:

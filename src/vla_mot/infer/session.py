@@ -47,6 +47,10 @@ class Session:
         if single:
             state, images = state[None], {key: image[None] for key, image in images.items()}
         instructions = [instruction] * len(state) if isinstance(instruction, str) else list(instruction)
+        if len(self._seeds) != len(state):
+            raise ConfigError(
+                f"{len(self._seeds)} seed(s) were given for {len(state)} robots; each needs one."
+            )
         self.remember(images)
         if not self._queue:
             chunk = self.predict(state, instructions)
@@ -67,7 +71,16 @@ class Session:
             self.foresight = self.foresight[index.to(self.foresight.device)]
 
     def remember(self, images: Mapping[str, Tensor]) -> None:
-        """Take in the frames `(B, 3, h, w)` of one control step; `act` does it by itself."""
+        """Take in the frames `(B, 3, h, w)` of one control step; `act` does it by itself.
+
+        Raises ConfigError when a camera fell silent: an old picture must not stand in for a missing one.
+        """
+        silent = self._frames.keys() - images.keys()
+        if silent:
+            raise ConfigError(
+                f"cameras {', '.join(sorted(silent))} gave pictures before, but not now; "
+                f"got {', '.join(sorted(images)) or 'none'}."
+            )
         for key, image in images.items():
             kept = self._frames.setdefault(key, deque(maxlen=self.policy.spec.model.offset_frames + 1))
             kept.append(image)

@@ -1,0 +1,1 @@
+"""Tests of vla_mot.infer, and the checkpoint layout that it opens."""

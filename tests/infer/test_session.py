@@ -1,0 +1,144 @@
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.infer.tiny_policy import GRIPPER, HEAD, frames, states, tiny_policy
+from vla_mot.batch import ActionChunk
+from vla_mot.errors import ConfigError
+from vla_mot.infer.policy import Policy
+from vla_mot.infer.session import Session
+
+TASKS = ("pick the red block", "pick the blue block")
+
+
+class Watched(Policy):
+    """A policy that also remembers what it was asked to predict from."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.model, policy.spec)
+        self.asked: list[dict[str, Tensor]] = []
+
+    def predict(
+        self, images: Mapping[str, Tensor], state: Tensor, instructions: Sequence[str], noise: Tensor
+    ) -> ActionChunk:
+        self.asked.append({**images, "state": state, "noise": noise})
+        return super().predict(images, state, instructions, noise)
+
+
+@pytest.fixture
+def watched(policy) -> Watched:
+    return Watched(policy)
+
+
+def run(session: Session, rows: int, steps: int) -> Tensor:
+    """Actions `(steps, B, D)` of B robots with their own pictures, states and instructions."""
+    told = [TASKS[row % 2] for row in range(rows)]
+    return torch.stack([session.act(frames(rows, t), states(rows, t), told) for t in range(steps)])
+
+
+def test_a_new_chunk_is_predicted_when_its_actions_are_used_up(watched):
+    run(Session(watched, [0]), rows=1, steps=7)
+    assert len(watched.asked) == 3  # at steps 0, 3 and 6: n_action_steps is 3 of a chunk of 4
+    assert [asked["state"][0, 1].item() for asked in watched.asked] == pytest.approx([0.3, 0.315, 0.33])
+
+
+def test_the_actions_handed_out_are_the_first_of_the_chunk(policy):
+    session = Session(policy, [5])
+    session.remember(frames(1))
+    chunk = session.predict(states(1), [TASKS[0]]).actions
+    assert torch.equal(run(Session(policy, [5]), rows=1, steps=3)[:, 0], chunk[0, :3])
+
+
+@pytest.mark.parametrize("step", [0, 3, 6])
+def test_history_is_the_frame_of_m_steps_ago_and_the_first_frame_before(watched, step):
+    run(Session(watched, [0, 1]), rows=2, steps=step + 1)
+    m = watched.spec.model.offset_frames
+    assert m == 3
+    for key in (HEAD, GRIPPER):
+        past, present = watched.asked[-1][key].unbind(1)
+        assert torch.equal(past, frames(2, max(step - m, 0))[key])
+        assert torch.equal(present, frames(2, step)[key])
+
+
+def test_the_first_frame_stands_in_until_m_frames_were_seen():
+    watched = Watched(tiny_policy(n_action_steps=1))
+    run(Session(watched, [0]), rows=1, steps=6)
+    seen = [asked[HEAD][:, 0] for asked in watched.asked]
+    expected = [frames(1, t)[HEAD] for t in (0, 0, 0, 0, 1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_a_replaced_history_is_the_present_frame(watched):
+    run(Session(watched, [0], history="present"), rows=1, steps=4)
+    past, present = watched.asked[-1][HEAD].unbind(1)
+    assert torch.equal(past, present) and torch.equal(present, frames(1, 3)[HEAD])
+
+
+def test_history_matters_to_the_action(policy):
+    past = run(Session(policy, [0]), rows=1, steps=4)
+    present = run(Session(policy, [0], history="present"), rows=1, steps=4)
+    assert torch.equal(past[:3], present[:3])  # the first frame is its own history
+    assert not torch.allclose(past[3], present[3], atol=1e-4)
+
+
+def test_an_unknown_history_is_refused(policy):
+    with pytest.raises(ConfigError, match="past, present, got 'future'"):
+        Session(policy, [0], history="future")
+
+
+def test_robots_in_a_batch_act_as_they_would_alone(policy):
+    """Fails when noise, pictures or instructions of one robot reach another."""
+    together = run(Session(policy, [11, 12, 13]), rows=3, steps=4)
+    for row, seed in enumerate((11, 12, 13)):
+        alone = Session(policy, [seed])
+        for step in range(4):
+            cameras = {key: image[row] for key, image in frames(3, step).items()}
+            action = alone.act(cameras, states(3, step)[row], TASKS[row % 2])
+            assert torch.allclose(action, together[step, row], atol=1e-5)
+
+
+def test_the_seed_is_what_makes_an_episode_differ(policy):
+    first, again, other = (run(Session(policy, [seed]), rows=1, steps=4) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-4)
+
+
+def test_noise_is_new_for_every_chunk(watched):
+    run(Session(watched, [4, 4]), rows=2, steps=4)
+    first, second = (asked["noise"] for asked in watched.asked)
+    assert torch.equal(first[0], first[1]) and not torch.allclose(first, second)
+
+
+def test_robots_that_are_kept_go_on_as_if_nothing_had_happened(policy):
+    """Dropped in the middle of a chunk, and in another order."""
+    rows, seeds = [2, 0], [11, 12, 13]
+    whole = run(Session(policy, seeds), rows=3, steps=6)
+    session = Session(policy, seeds)
+    run(session, rows=3, steps=2)
+    session.keep(rows)
+    assert session.foresight is not None and session.foresight.shape[0] == 2
+    told = [TASKS[row % 2] for row in rows]
+    for step in range(2, 6):
+        cameras = {key: image[rows] for key, image in frames(3, step).items()}
+        action = session.act(cameras, states(3, step)[rows], told)
+        assert torch.allclose(action, whole[step, rows], atol=1e-5)
+
+
+def test_a_camera_that_is_not_there_is_named(policy):
+    with pytest.raises(ConfigError, match=f"expects cameras {GRIPPER}; got {HEAD}"):
+        Session(policy, [0]).act({HEAD: frames(1)[HEAD]}, states(1), TASKS[0])
+
+
+def test_a_camera_that_falls_silent_is_named(policy):
+    """An old picture must not stand in for the missing one."""
+    session = Session(policy, [0])
+    run(session, rows=1, steps=3)
+    with pytest.raises(ConfigError, match=GRIPPER):
+        session.act({HEAD: frames(1)[HEAD]}, states(1), TASKS[0])
+
+
+def test_as_many_seeds_as_robots_are_needed(policy):
+    with pytest.raises(ConfigError, match=r"1 seed.* 2 robots"):
+        Session(policy, [0]).act(frames(2), states(2), TASKS[0])
