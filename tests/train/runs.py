@@ -1,0 +1,57 @@
+"""A real run in memory: the tiny policy of the infer tests, trained on batches that are drawn by step."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.infer.tiny_policy import tiny_policy
+from tests.model.tiny import tiny_batch
+
+from vla_mot.batch import Batch
+from vla_mot.train.config import TrainConfig
+from vla_mot.train.loop import Trainer
+
+
+class MemoryStream:
+    """Batches that depend on the step alone, as the real stream's do."""
+
+    def __init__(self, spoil_step: int | None = None) -> None:
+        self.spoil_step = spoil_step
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        assert stop is not None
+        for step in range(start, stop):
+            batch = replace(tiny_batch(step), index=torch.arange(4 * step, 4 * step + 4))
+            yield _spoiled(batch) if step == self.spoil_step else batch
+
+
+def _spoiled(batch: Batch) -> Batch:
+    observation = replace(batch.observation, state=torch.full_like(batch.observation.state, float("nan")))
+    return replace(batch, observation=observation)
+
+
+def train_config(**changes: Any) -> TrainConfig:
+    quick = TrainConfig(
+        steps=6,
+        batch_size=4,
+        lr=3e-3,
+        warmup_steps=2,
+        schedule="cosine",
+        ema_decay=0.9,
+        action_draws=2,
+        log_every=1,
+        val_every=3,
+        save_every=2,
+    )
+    return replace(quick, **changes)
+
+
+def trainer(run: Path, stream: MemoryStream | None = None, **changes: Any) -> Trainer:
+    torch.manual_seed(0)
+    policy = tiny_policy()
+    validation = [tiny_batch(1000), tiny_batch(1001)]
+    return Trainer(
+        policy.model, policy.spec, stream or MemoryStream(), validation, train_config(**changes), run
+    )

@@ -1,0 +1,156 @@
+"""A run end to end: what it leaves behind, and that stopping it anywhere loses nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.train.runs import MemoryStream, trainer
+
+from vla_mot.errors import CheckpointError, NonFiniteLossError
+from vla_mot.hub.native import read_tensors
+from vla_mot.infer.policy import Policy
+from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.train.log import read_log
+from vla_mot.train.loop import Trainer
+
+
+def state_of(run: Trainer) -> dict[str, torch.Tensor]:
+    parts = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
+    parts |= {f"average.{name}": tensor for name, tensor in run.average.state.items()}
+    for number, state in run.optimizer.state_dict()["state"].items():
+        parts |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    return parts
+
+
+def assert_bitwise_equal(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different, different
+
+
+def numbers(run: Path) -> list[dict]:
+    timed = ("seconds", "samples_per_second")
+    return [{k: v for k, v in record.items() if k not in timed} for record in read_log(run)]
+
+
+def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    first = trainer(tmp_path / "parts", steps=6)
+    batches = MemoryStream().batches(0, 4)
+    first.stream = type("Cut", (), {"batches": lambda self, start, stop: batches})()
+    first.run()  # the stream ends after step 4, as if the process had
+    second = trainer(tmp_path / "parts")
+    second.resume(find_checkpoint(tmp_path / "parts"))
+    assert second.progress.step == 4
+    second.run()
+    assert_bitwise_equal(state_of(second), state_of(whole))
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_killed_process_resumes_bitwise(tmp_path: Path) -> None:
+    """A real process, killed with SIGKILL after its second checkpoint, at a moment of the machine's choosing."""
+    script = (
+        "import sys; from pathlib import Path; from tests.train.runs import trainer\n"
+        "trainer(Path(sys.argv[1]), steps=4000, save_every=2).run()"
+    )
+    run = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", script, str(run)], cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "000004").is_dir() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = trainer(run, steps=4000)
+    resumed.resume(find_checkpoint(run))
+    reached = resumed.progress.step
+    assert reached >= 4
+    resumed.stream = _until(reached + 3)
+    resumed.run()
+    whole = trainer(tmp_path / "whole", steps=4000)
+    whole.stream = _until(reached + 3)
+    whole.run()
+    assert_bitwise_equal(state_of(resumed), state_of(whole))
+
+
+def _until(last: int) -> MemoryStream:
+    class Ending(MemoryStream):
+        def batches(self, start=0, stop=None):
+            return super().batches(start, last)
+
+    return Ending()
+
+
+def test_saved_policy_holds_the_averaged_weights(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    folder = run.run()
+    policy = Policy.from_pretrained(folder / "pretrained_model")
+    assert_bitwise_equal(policy.model.state_dict(), run.average.state)
+    raw = read_tensors(folder / "training_state" / "model.safetensors")
+    assert_bitwise_equal(raw, dict(run.model.state_dict()))
+    moved = [name for name in raw if not torch.equal(raw[name], run.average.state[name])]
+    assert "action.out_proj.weight" in moved  # averaging is on, so the two differ
+    assert (tmp_path / "checkpoints" / "last").resolve() == folder.resolve()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000004", "000006", "last"]
+
+
+def test_training_improves_and_is_logged(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=60, lr=1e-2, save_every=60, val_every=30, ema_decay=0.0)
+    run.run()
+    log = read_log(tmp_path)
+    train = [record for record in log if record["kind"] == "train"]
+    validation = [record for record in log if record["kind"] == "validation"]
+    assert [record["step"] for record in train] == list(range(1, 61))
+    assert [record["step"] for record in validation] == [30, 60]
+    start = sum(record["loss"] for record in train[:5])
+    assert sum(record["loss"] for record in train[-5:]) < 0.9 * start
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_validation_changes_nothing_and_repeats(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.run()
+    before = {name: tensor.clone() for name, tensor in state_of(run).items()}
+    assert run.validate() == run.validate()
+    assert_bitwise_equal(state_of(run), before)
+
+
+def test_nan_stops_the_run_names_the_batch_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    run = trainer(tmp_path, MemoryStream(spoil_step=3))
+    with pytest.raises(NonFiniteLossError, match=r"step 3: .*loss.* global samples 12 … 15.*checkpoints"):
+        run.run()
+    kept = find_checkpoint(tmp_path)
+    assert kept.name == "000002"
+    again = trainer(tmp_path)
+    again.resume(kept)
+    assert all(bool(tensor.isfinite().all()) for tensor in state_of(again).values())
+
+
+def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        find_checkpoint(tmp_path / "nothing")
+    folder = trainer(tmp_path).run()
+    weights = folder / "training_state" / "optimizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"optimizer.safetensors .*truncated"):
+        trainer(tmp_path).resume(folder)
+
+
+def test_unfinished_checkpoint_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    (tmp_path / "checkpoints" / ".unfinished-000009" / "training_state").mkdir(parents=True)
+    assert find_checkpoint(tmp_path).name == "000006"
+
+
+def test_gradient_checkpointing_trains_the_same(tmp_path: Path) -> None:
+    plain, thrifty = trainer(tmp_path / "a"), trainer(tmp_path / "b", gradient_checkpointing=True)
+    plain.run()
+    thrifty.run()
+    assert thrifty.model.stack.gradient_checkpointing
+    assert_bitwise_equal(state_of(plain), state_of(thrifty))

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from tests.model.tiny import tiny_model
+from tests.train.runs import train_config
+from torch import nn
+
+from vla_mot.errors import ConfigError
+from vla_mot.train.config import TrainConfig
+from vla_mot.train.log import RunLog, read_log
+from vla_mot.train.optimizer import AveragedWeights, learning_rate, make_optimizer
+
+
+def test_schedule_warms_up_and_ends_at_the_final_rate() -> None:
+    config = TrainConfig(steps=100, lr=1.0, lr_final=0.1, warmup_steps=10, schedule="cosine", batch_size=1)
+    assert learning_rate(0, config) == pytest.approx(0.1)
+    assert learning_rate(9, config) == learning_rate(10, config) == pytest.approx(1.0)
+    assert learning_rate(55, config) == pytest.approx(0.55)
+    assert learning_rate(100, config) == pytest.approx(0.1)
+    rates = [learning_rate(step, config) for step in range(10, 101)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_constant_schedule_stays() -> None:
+    config = TrainConfig(steps=100, lr=0.5, schedule="constant")
+    assert {learning_rate(step, config) for step in (0, 50, 99)} == {0.5}
+
+
+def test_average_matches_its_formula_and_follows_buffers() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    average = AveragedWeights(model, decay=0.5)
+    expected = 0.0
+    for update in range(1, 6):
+        model.weight.data.fill_(float(update))
+        average.update(model)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * update
+    assert float(average.state["weight"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_average_of_decay_zero_is_the_model() -> None:
+    model = tiny_model()
+    average = AveragedWeights(model, decay=0.0)
+    model.action.out_proj.weight.data.add_(1.0)
+    average.update(model)
+    assert torch.equal(average.state["action.out_proj.weight"], model.action.out_proj.weight)
+
+
+def test_only_matrices_decay_and_frozen_weights_are_left_out() -> None:
+    model = tiny_model()
+    decayed, plain = make_optimizer(model, train_config(weight_decay=0.3)).param_groups
+    assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
+    assert all(p.dim() > 1 for p in decayed["params"]) and all(p.dim() <= 1 for p in plain["params"])
+    trained = {id(p) for group in (decayed, plain) for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+    assert any(not p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "train.steps must be at least 1"),
+        ({"schedule": "cosin"}, "'constant' or 'cosine', got 'cosin'"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+    ],
+)
+def test_bad_settings_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_config(**change)
+
+
+def test_log_forgets_what_lies_behind_the_checkpoint(tmp_path) -> None:
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write("train", step, {"loss": step / 2})
+    log.close()
+    (tmp_path / "log.jsonl").open("a").write('{"step": 4, "kind": "tr')  # cut short by a crash
+    RunLog(tmp_path, from_step=2).close()
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+
+
+def test_log_writes_no_invalid_json(tmp_path) -> None:
+    log = RunLog(tmp_path)
+    log.write("train", 1, {"loss": float("nan"), "other": float("inf")})
+    log.close()
+    assert read_log(tmp_path) == [{"step": 1, "kind": "train", "loss": "nan", "other": "inf"}]
