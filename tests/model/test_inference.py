@@ -67,9 +67,8 @@ def test_more_text_padding_changes_nothing(model: VlaMotModel, batch: Batch) -> 
     ids = torch.cat((observation.token_ids, torch.full((4, longer), PAD)), dim=1)
     mask = torch.cat((observation.token_mask, torch.zeros(4, longer, dtype=torch.bool)), dim=1)
     padded = replace(observation, token_ids=ids, token_mask=mask)
-    seen = observation.view_mask
-    for (v, f), (w, g) in [(answer(model, observation), answer(model, padded))]:
-        assert torch.allclose(v, w, atol=TOLERANCE) and torch.allclose(f[seen], g[seen], atol=TOLERANCE)
+    seen, (v, f), (w, g) = observation.view_mask, answer(model, observation), answer(model, padded)
+    assert torch.allclose(v, w, atol=TOLERANCE) and torch.allclose(f[seen], g[seen], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
@@ -120,3 +119,15 @@ def test_predicted_latents_decode_to_pictures_of_every_view(model: VlaMotModel, 
     assert float(model.decode_latents(latents[:, :, 1] * 9).max()) <= 1
     larger = torch.nn.functional.interpolate(smooth.flatten(0, 2), size=(64, 64)).view(4, 3, 2, 3, 64, 64)
     assert torch.allclose(model.encode_frames(larger), latents, atol=0.1)
+
+
+@torch.no_grad()
+def test_positions_count_real_tokens_and_continue_on_every_axis(model: VlaMotModel, batch: Batch) -> None:
+    _, layouts, positions = model._prefix_tokens(batch.observation)
+    # A view spans 1 + 2 + 1 positions, its 2 × 2 grid sharing one time; sample 1 has two views and two words.
+    assert positions[0][:, 1, :6].tolist() == [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
+    assert positions[0][0, 1, -6:-4].tolist() == [8, 9]
+    generation, state = positions[1][:, 1, layouts[1].valid[1]], positions[2][:, 1, 0]
+    assert generation.tolist() == [list(range(10, 26))] * 3 and state.tolist() == [26] * 3
+    actions = model._action_positions(model.prefill(batch.observation).last_position, draws=2)
+    assert actions[:, 1].tolist() == [[27, 28, 29, 30] * 2] * 3

@@ -30,9 +30,9 @@ def test_one_batch_is_learned_by_heart() -> None:
     noise, level = tiny_noise(batch, draws=2)
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=5e-3)
     history = []
-    for step in range(300):
+    for step in range(150):
         for group in optimizer.param_groups:
-            group["lr"] = 5e-3 * (1 - step / 300)
+            group["lr"] = 5e-3 * (1 - step / 150)
         losses = model.losses(batch, noise, level)
         action = losses.action_sum.sum() / losses.action_count.sum()
         foresight = losses.foresight_sum.sum() / losses.foresight_count.sum()

@@ -225,6 +225,18 @@ def test_outputs_that_nobody_asked_for_change_nothing_else() -> None:
         assert torch.allclose(alone[name], everything[name], atol=1e-6)
 
 
+@torch.no_grad()
+def test_the_last_layer_of_an_expert_that_nobody_asked_for_stops_at_its_keys_and_values() -> None:
+    stack, (blocks, layout, positions) = small_stack(), small_tokens()
+    ran: list[tuple[int, str]] = []
+    for i, layer in enumerate(stack.layers):
+        for name in ALL:
+            layer.experts[name].mlp.register_forward_pre_hook(lambda *_, at=(i, name): ran.append(at))
+    turn, mask = rotation(positions, GEOMETRY.head_dim, GEOMETRY.rope), build_attn_mask(layout)
+    stack(by_expert(blocks), turn, mask, outputs=("generation",))
+    assert ran == [(0, name) for name in ALL] + [(1, "generation")]
+
+
 def test_gradient_checkpointing_changes_no_bit() -> None:
     results = []
     for checkpointing in (False, True):
