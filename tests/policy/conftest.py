@@ -3,14 +3,18 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.data.conftest import SIZE, square
 from tests.model.tiny import tiny_model
+from vla_mot.data.recorder import dataset_features, record_dataset
 from vla_mot.hub.native import PolicySpec, SamplerConfig, save_policy
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import Statistics, summarize
 
+REPO_ID = "tests/conveyor"
 HEAD, GRIPPER = "observation.images.head", "observation.images.gripper"
 CHUNK, EXECUTED, OFFSET, SIDE = 4, 3, 3, 32  # steps, steps, frames, pixels
 
@@ -60,3 +64,25 @@ def native(tmp_path_factory) -> Path:
 @pytest.fixture
 def copied(native, tmp_path) -> Path:
     return Path(shutil.copytree(native, tmp_path / "policy"))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """Three short episodes of the conveyor's features: the red square, the blue one, the red one."""
+    random = np.random.default_rng(0)
+    episodes = [
+        [
+            {
+                HEAD: square(time, number),
+                GRIPPER: square(time + 9, number + 1),
+                "observation.state": random.normal(size=4).astype(np.float32),
+                "action": random.normal(3.0, size=3).astype(np.float32),
+                "task": f"pick the {('red', 'blue')[number % 2]} block",
+            }
+            for time in range(length)
+        ]
+        for number, length in enumerate((9, 7, 8))
+    ]
+    root = tmp_path_factory.mktemp("datasets") / "conveyor"
+    record_dataset(root, REPO_ID, 10, dataset_features(make_embodiment(), SIZE, SIZE), episodes, "Conveyor")
+    return root

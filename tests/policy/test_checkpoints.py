@@ -1,0 +1,112 @@
+"""One folder for both: what LeRobot saves, `vla_mot.Policy` opens, and nothing is loaded by halves."""
+
+import pytest
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.types import FeatureType, PolicyFeature
+from safetensors.torch import load_file, save_file
+
+from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.hub.native import read_spec
+from vla_mot.infer.policy import Policy
+from vla_mot.policy import VlaMotConfig, VlaMotPolicy
+
+
+def test_a_round_trip_changes_no_file_that_matters(native, tmp_path):
+    policy = VlaMotPolicy.from_pretrained(native)
+    policy.save_pretrained(tmp_path / "again")
+    for name in ("model.safetensors", "stats.json", "policy_preprocessor.json", "policy_postprocessor.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (native / name).read_bytes()
+    assert read_spec(tmp_path / "again").config_dict() == read_spec(native).config_dict()
+    assert VlaMotPolicy.from_pretrained(tmp_path / "again").config == policy.config
+
+
+def test_vla_mot_opens_what_lerobot_saved(native, tmp_path):
+    VlaMotPolicy.from_pretrained(native).save_pretrained(tmp_path)
+    ours, theirs = Policy.from_pretrained(tmp_path), Policy.from_pretrained(native)
+    for name, weight in ours.model.state_dict().items():
+        assert torch.equal(weight, theirs.model.state_dict()[name])
+
+
+def test_a_gathered_state_dict_is_written(native, tmp_path):
+    policy = VlaMotPolicy.from_pretrained(native)
+    gathered = {
+        name: weight + 1 if weight.is_floating_point() else weight
+        for name, weight in policy.state_dict().items()
+    }
+    policy.save_pretrained(tmp_path, state_dict=gathered)
+    weights, before = load_file(tmp_path / "model.safetensors"), load_file(native / "model.safetensors")
+    assert weights.keys() == before.keys()
+    name = "action.out_proj.weight"
+    assert torch.equal(weights[name], before[name] + 1)
+
+
+def test_a_policy_is_opened_for_evaluation(native):
+    policy = VlaMotPolicy.from_pretrained(native)
+    assert not any(module.training for module in policy.modules())
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "truncated"])
+def test_weights_that_do_not_fit_are_named(copied, change):
+    path = copied / "model.safetensors"
+    weights = load_file(path)
+    name = "action.out_proj.weight"
+    if change == "missing":
+        del weights[name]
+    elif change == "unexpected":
+        weights[name := "action.extra"] = torch.zeros(1)
+    elif change == "shape":
+        weights[name] = weights[name][:1].clone()
+    save_file(weights, path)
+    if change == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+        name = "truncated"
+    with pytest.raises(CheckpointError, match=name):
+        VlaMotPolicy.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("name", ["config.json", "stats.json", "model.safetensors"])
+def test_a_missing_file_is_named(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        VlaMotPolicy.from_pretrained(copied)
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repository"):
+        VlaMotPolicy.from_pretrained("nobody/nothing")
+    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repository"):
+        VlaMotPolicy.from_pretrained(tmp_path / "nothing")
+
+
+def test_lax_loading_is_refused(native):
+    with pytest.raises(ConfigError, match="completely or not at all"):
+        VlaMotPolicy.from_pretrained(native, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("embodiment", {"fps": 20.0}), ("model", {"offset_frames": 5}), ("action_mode", "abs")],
+)
+def test_what_belongs_to_the_weights_cannot_be_overridden(native, key, value):
+    config = PreTrainedConfig.from_pretrained(native)
+    changed = getattr(config, key) | value if isinstance(value, dict) else value
+    setattr(config, key, changed)
+    with pytest.raises(ConfigError, match=f"differ in {key}"):
+        VlaMotPolicy.from_pretrained(native, config=config)
+
+
+def test_an_environment_with_other_actions_is_refused(native):
+    config = PreTrainedConfig.from_pretrained(native)
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}  # as `make_policy` does
+    with pytest.raises(ConfigError, match="action has 7 dimensions"):
+        VlaMotPolicy.from_pretrained(native, config=config)
+
+
+def test_a_policy_from_nothing_asks_for_a_dataset(native):
+    features = PreTrainedConfig.from_pretrained(native)
+    config = VlaMotConfig(input_features=features.input_features, output_features=features.output_features)
+    with pytest.raises(ConfigError, match="needs a dataset"):
+        VlaMotPolicy(config)
+    with pytest.raises(ConfigError, match="needs a camera"):
+        VlaMotPolicy(VlaMotConfig())

@@ -1,0 +1,96 @@
+"""Stock LeRobot commands on our policy, as a user types them: real processes, offline."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.policy.conftest import REPO_ID
+from vla_mot.hub.native import read_json
+from vla_mot.infer.policy import Policy
+
+DATASET = [f"--dataset.repo_id={REPO_ID}", "--num_workers=0", "--log_freq=1", "--batch_size=4"]
+COMMON = ["--policy.device=cpu", "--policy.push_to_hub=false", "--env_eval_freq=0"]
+SMALL = {"offset_frames": 3}
+
+
+def lerobot(command: str, *options: str, fails: bool = False) -> str:
+    """Run a command of the environment that runs the tests; returns what it said."""
+    program = Path(sys.executable).with_name(f"lerobot-{command}")
+    done = subprocess.run([program, *options], capture_output=True, text=True, timeout=600)
+    assert (done.returncode != 0) == fails, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def train(dataset: Path, output: Path, *options: str) -> Path:
+    lerobot("train", f"--dataset.root={dataset}", f"--output_dir={output}", *DATASET, *COMMON, *options)
+    return output / "checkpoints" / "last" / "pretrained_model"
+
+
+def evaluate(checkpoint: Path, output: Path, *options: str) -> dict:
+    lerobot(
+        "eval",
+        f"--policy.path={checkpoint}",
+        "--env.type=conveyor",
+        "--policy.device=cpu",
+        f"--output_dir={output}",
+        "--eval.n_episodes=2",
+        "--eval.batch_size=2",
+        *options,
+    )
+    return json.loads((output / "eval_info.json").read_text())
+
+
+@pytest.mark.sim
+def test_lerobot_eval_drives_the_conveyor(native, tmp_path):
+    options = ["--env.max_steps=8", "--eval.use_async_envs=false"]
+    info = evaluate(native, tmp_path / "eval", *options)
+    assert info["overall"]["n_episodes"] == 2
+    assert all(Path(video).stat().st_size for video in info["overall"]["video_paths"])
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_lerobot_eval_with_its_defaults(native, tmp_path):
+    """Environments in processes of their own, more episodes than fit one batch."""
+    info = evaluate(native, tmp_path / "eval", "--eval.n_episodes=3")
+    assert info["overall"]["n_episodes"] == 3
+
+
+def test_lerobot_train_from_scratch(dataset, tmp_path):
+    options = ["--policy.type=vla_mot", "--policy.chunk_size=4", "--policy.n_action_steps=4", "--steps=2"]
+    saved = train(dataset, tmp_path / "run", *options, f"--policy.model={json.dumps(SMALL)}")
+    policy = Policy.from_pretrained(saved)
+    assert policy.spec.embodiment.fps == 10
+    assert policy.spec.action_mode == "abs"
+    assert policy.spec.model.offset_frames == 3
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_lerobot_train_goes_on_from_a_native_checkpoint_and_resumes(native, dataset, tmp_path):
+    run = tmp_path / "run"
+    saved = train(dataset, run, f"--policy.path={native}", "--steps=2")
+    assert read_json(saved / "stats.json") == read_json(native / "stats.json")
+    lerobot("train", f"--config_path={saved / 'train_config.json'}", "--resume=true", "--steps=4")
+    final = run / "checkpoints" / "000004" / "pretrained_model"
+    assert Policy.from_pretrained(final).spec == Policy.from_pretrained(saved).spec
+    options = ["--env.max_steps=8", "--eval.use_async_envs=false"]
+    assert evaluate(final, tmp_path / "eval", *options)["overall"]["n_episodes"] == 2
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_with_our_message(dataset, tmp_path):
+    said = lerobot(
+        "train",
+        "--policy.type=vla_mot",
+        "--policy.action_mode=delta",
+        f"--dataset.root={dataset}",
+        f"--output_dir={tmp_path / 'run'}",
+        *DATASET,
+        *COMMON,
+        fails=True,
+    )
+    assert "statistics of absolute actions only" in said
