@@ -2,35 +2,300 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from vla_mot.evaluate.results import Evaluation
+import numpy as np
+
+from vla_mot.evaluate import html
+from vla_mot.evaluate.curves import learning_curves
+from vla_mot.evaluate.foresight import METHODS, ForesightExample, ForesightReport
+from vla_mot.evaluate.intervals import Interval, PairedDifference
+from vla_mot.evaluate.results import Arm, Evaluation
+
+METHOD_LABELS = {
+    "foresight": "Foresight",
+    "no_history": "Foresight, history replaced by the present",
+    "copy_last": "Copy of the last frame",
+    "training_mean": "Mean of the training data",
+}
+VERDICT_COLOURS = {
+    "success": "var(--accent)",
+    "wrong_object": "var(--wrong)",
+    "failure": "var(--bad)",
+    "time_out": "var(--late)",
+}
+_OTHER_VERDICT = "var(--soft)"
 
 
 @dataclass(frozen=True)
 class ReportContent:
     """What a report shows; sections without content are left out.
 
-    title: of the page. records: the run's log, `{"step", "kind": "train" | "validation", …numbers}` each.
-    evaluation: see there; its provenance is shown. config: the run's configuration, group → text (YAML).
+    title, lede: of the page, and a sentence or two under the title.
+    records: the run's log, `{"step", "kind": "train" | "validation", …numbers}` each.
+    evaluation: see there; its provenance is shown. videos: caption → mp4 file, inlined.
+    config: the run's configuration, group → text (YAML).
     provenance: further facts in order, e.g. command, seed, training time (`machine.describe_machine`).
     """
 
     title: str
+    lede: str = ""
     records: Sequence[Mapping[str, Any]] = ()
     evaluation: Evaluation | None = None
+    videos: Mapping[str, Path] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
-
-
-def render_report(content: ReportContent) -> str:
-    """Return the page: HTML with every picture and style inside, and no reference to any address."""
-    return f"<!doctype html><title>{content.title}</title>"
 
 
 def write_report(content: ReportContent, path: Path) -> Path:
     """Write the page to `path`, making its folder if needed; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_report(content))
+    path.write_text(render_report(content), encoding="utf-8")
     return path
+
+
+def render_report(content: ReportContent) -> str:
+    """Return the page: HTML with every picture, film and style inside, and no reference to any address."""
+    evaluation = content.evaluation
+    foresight = evaluation.foresight if evaluation else None
+    parts = [
+        f"<h1>{escape(content.title)}</h1>",
+        f'<p class="lede">{escape(content.lede)}</p>' if content.lede else "",
+        _tiles(content),
+        _pictures(foresight) if foresight and foresight.examples else "",
+        _success(evaluation) if evaluation and evaluation.arms else "",
+        _films(content.videos) if content.videos else "",
+        _foresight(foresight) if foresight else "",
+        _curves(content.records),
+        _making(content),
+    ]
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(content.title)}</title><style>{style}</style></head>\n"
+        f"<body><main>{chr(10).join(part for part in parts if part)}</main></body></html>\n"
+    )
+
+
+# ---- sections -----------------------------------------------------------------------------------------------
+
+
+def _section(title: str, note: str, *parts: str) -> str:
+    body = "\n".join(part for part in parts if part)
+    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
+
+
+def _tiles(content: ReportContent) -> str:
+    tiles = []
+    evaluation = content.evaluation
+    if evaluation and evaluation.arms:
+        first = evaluation.arms[0]
+        success = first.success
+        tiles.append(
+            (f"{success.value:.0%}", f"success of {first.label}, 95 % interval {_percents(success)}, "
+             f"{len(first.episodes)} episodes")
+        )  # fmt: skip
+        tiles += [
+            (_points(-difference.difference.value), f"{arm.label} (paired)")
+            for arm, difference in _differences(evaluation)
+            if arm.name in ("no_history", "other_instruction")
+        ]
+    if evaluation and evaluation.foresight:
+        report = evaluation.foresight
+        ratio = report.score(report.views[0], "moving", "copy_last").ratio
+        tiles.append(
+            (
+                f"{ratio.value:.1f}×",
+                f"error of copying the last frame over foresight's, {report.views[0]}, moving",
+            )
+        )
+    seconds = [record["seconds"] for record in content.records if "seconds" in record]
+    if seconds:
+        tiles.append((_duration(seconds[-1]), f"of training, {content.records[-1]['step']:,} steps"))
+    cells = "".join(
+        f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles
+    )
+    return f'<div class="tiles">{cells}</div>' if tiles else ""
+
+
+def _success(evaluation: Evaluation) -> str:
+    episodes = evaluation.arms[0].episodes
+    differences = {arm.name: difference for arm, difference in _differences(evaluation)}
+    rows = [
+        [
+            escape(arm.label),
+            html.interval_bar(arm.success, 1.0, accent=number == 0),
+            html.number(f"{arm.success.value:.0%}".replace("%", " %")),
+            html.number(_percents(arm.success), dim=True),
+            html.number(str(len(arm.episodes)), dim=True),
+            html.number(_difference(differences.get(arm.name)), dim=True),
+        ]
+        for number, arm in enumerate(evaluation.arms)
+    ]
+    head = ["", "", "success", "95 % interval", "episodes", f"{evaluation.arms[0].label} − this one, paired"]
+    return _section(
+        "Closed loop",
+        f"{len(episodes)} episodes per row, the same seeds in each. Intervals are Wilson's; differences are "
+        "bootstrapped over episodes. Verdicts are the environment's own.",
+        html.table(head, rows, emphasize_first=True),
+        "<h3>How episodes ended</h3>",
+        _verdicts(evaluation.arms),
+    )
+
+
+def _verdicts(arms: Sequence[Arm]) -> str:
+    names = dict.fromkeys([*VERDICT_COLOURS, *(name for arm in arms for name in arm.verdicts)])
+    present = [name for name in names if any(name in arm.verdicts for arm in arms)]
+    colours = {name: VERDICT_COLOURS.get(name, _OTHER_VERDICT) for name in present}
+    rows = [
+        [
+            escape(arm.label),
+            html.stacked_bar({name: arm.verdicts[name] for name in present if name in arm.verdicts}, colours),
+            *(html.number(str(arm.verdicts.get(name, 0)), dim=name not in arm.verdicts) for name in present),
+        ]
+        for arm in arms
+    ]
+    words = {name.replace("_", " "): colour for name, colour in colours.items()}
+    return html.table(["", "", *words], rows, emphasize_first=True) + html.legend(words)
+
+
+def _pictures(report: ForesightReport) -> str:
+    m = report.offset_frames
+    columns = {
+        f"past, t − {m}": "past",
+        "present, t": "present",
+        f"true future, t + {m}": "future",
+        f"foreseen, t + {m}": "foreseen",
+        "foreseen, no history": "no_history",
+        "copy of the last frame": "present",
+    }
+    head = "".join(f"<th>{escape(text)}</th>" for text in ("", *columns))
+    body = []
+    for number, example in enumerate(report.examples):
+        following = report.examples[number + 1 :][:1]
+        is_last = not following or following[0].episode != example.episode
+        cells = [_strip_cell(example, text, name) for text, name in columns.items()]
+        heading = f"episode {example.episode}<br>{escape(example.view)}"
+        body.append(f"<tr{' class=last' if is_last else ''}><th>{heading}</th>{''.join(cells)}</tr>")
+    table = f'<table class="strips"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    return _section(
+        "What it foresees",
+        f"The model sees the past and the present frame and predicts the latents of the frame {m} steps ahead in one "
+        "pass; pictures are decoded from them. Of each validation episode shown, the moment at which most moves was "
+        "chosen, whatever the error. Below: signal-to-noise ratio against the true future.",
+        f'<div class="scroll">{table}</div>',
+    )
+
+
+def _strip_cell(example: ForesightExample, text: str, name: str) -> str:
+    array = getattr(example, name)
+    predicted = text.startswith(("foreseen", "copy"))
+    caption = f"<small>{_psnr(array, example.future)}</small>" if predicted else ""
+    mark = ' class="main"' if name == "foreseen" else ""
+    return f"<td{mark}>{html.picture(array, f'{example.view}, {text}')}{caption}</td>"
+
+
+def _foresight(report: ForesightReport) -> str:
+    notes = {
+        "moving": f"Only latent cells that change by more than {report.threshold:g}",
+        "whole": "The whole picture, in samples where something moves",
+    }
+    tables = [f"<h3>{escape(note)}</h3>{_score_table(report, region)}" for region, note in notes.items()]
+    return _section(
+        "Foresight, scored",
+        f"Mean squared error of latents (lower is better) over {report.samples:,} samples of {report.episodes} "
+        "validation episodes, with 95 % intervals from a bootstrap over episodes; × is this row's error over "
+        "foresight's, paired. Copying cannot do well where cells were chosen because they change; that is why the "
+        "whole picture and the other rows are there.",
+        *tables,
+    )
+
+
+def _score_table(report: ForesightReport, region: str) -> str:
+    head = [""]
+    for view in report.views:
+        head += [view, "error", "95 % interval", "×"] + (["PSNR"] if region == "whole" else [])
+    largest = {
+        view: max(report.score(view, region, method).mse.high for method in METHODS) for view in report.views
+    }
+    rows = []
+    for method in METHODS:
+        row = [escape(METHOD_LABELS[method])]
+        for view in report.views:
+            score = report.score(view, region, method)
+            row += [
+                html.interval_bar(score.mse, largest[view], accent=method == "foresight"),
+                html.number(f"{score.mse.value:.3f}"),
+                html.number(f"{score.mse.low:.3f} … {score.mse.high:.3f}", dim=True),
+                html.number(f"{score.ratio.value:.2f}"),
+            ]
+            if region == "whole":
+                row.append(html.number(f"{score.psnr.value:.1f} dB" if score.psnr else "–"))
+        rows.append(row)
+    return html.table(head, rows, emphasize_first=True)
+
+
+def _films(videos: Mapping[str, Path]) -> str:
+    films = "".join(html.film(path, caption) for caption, path in videos.items())
+    return _section(
+        "Episodes",
+        "Above what the cameras see, below what the policy foresaw when it planned.",
+        f'<div class="films">{films}</div>',
+    )
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> str:
+    svg = learning_curves(records)
+    if not svg:
+        return ""
+    note = "Validation is computed with the averaged weights on episodes that were never trained on, with fixed noise."
+    return _section("Learning curves", note, f'<div class="curves">{svg}</div>')
+
+
+def _making(content: ReportContent) -> str:
+    facts = dict(content.provenance)
+    if content.evaluation:
+        facts |= content.evaluation.provenance
+    if not facts and not content.config:
+        return ""
+    folded = "".join(html.folded(name, text) for name, text in content.config.items())
+    return _section("How it was made", "", html.definitions(facts) if facts else "", folded)
+
+
+# ---- numbers as text ----------------------------------------------------------------------------------------
+
+
+def _differences(evaluation: Evaluation) -> list[tuple[Arm, PairedDifference]]:
+    found = evaluation.comparisons()
+    return [(arm, found[arm.name]) for arm in evaluation.arms[1:]]
+
+
+def _percents(interval: Interval) -> str:
+    return f"{100 * interval.low:.0f} … {100 * interval.high:.0f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.0f} pts".replace("-", "−")
+
+
+def _difference(paired: PairedDifference | None) -> str:
+    if paired is None:
+        return ""
+    low, high = (
+        f"{100 * end:+.0f}".replace("-", "−") for end in (paired.difference.low, paired.difference.high)
+    )
+    return f"{_points(paired.difference.value)} ({low} … {high})"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _psnr(array: np.ndarray, truth: np.ndarray) -> str:
+    error = float(np.square((array.astype(np.float64) - truth) / 255).mean())
+    return "exact" if error == 0 else f"{-10 * np.log10(error):.1f} dB"
