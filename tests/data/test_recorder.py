@@ -69,8 +69,9 @@ def test_nothing_to_record_is_an_error(tmp_path, episodes, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recording_says_nothing_of_its_own(tmp_path, capfd):
+def test_recording_and_joining_say_nothing_of_their_own(tmp_path, capfd):
     record(tmp_path / "toy", itertools.islice(toy_episodes(), 2))
+    join_datasets(tmp_path / "joined", "tests/joined", [tmp_path / "toy"])
     assert capfd.readouterr() == ("", "")
 
 

@@ -4,11 +4,12 @@ The defaults suit small rendered pictures: H.264 with full-resolution colour (`y
 on 64 px and moves coloured edges) and a key frame every second frame, so that random reads stay cheap.
 """
 
+import io
 import logging
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def join_datasets(root: Path | str, repo_id: str, parts: Sequence[Path]) -> int:
     from lerobot.datasets.aggregate import aggregate_datasets
 
     infos = [read_info(part) for part in parts]
-    with _unfinished(Path(root)) as work:
+    with _unfinished(Path(root)) as work, redirect_stderr(io.StringIO()):  # lerobot draws progress bars
         try:
             aggregate_datasets(
                 [f"local/{part.name}" for part in parts],
