@@ -1,0 +1,145 @@
+"""What is compared in closed loop: the policy, the same with something taken away, and two bounds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_mot.commands import simulators
+from vla_mot.commands.console import progress
+from vla_mot.data.quiet import quiet_media
+from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.evaluate.closed_loop import run_episodes
+from vla_mot.evaluate.controllers import Controller, PolicyController
+from vla_mot.evaluate.results import Arm, EpisodeResult
+from vla_mot.infer.policy import Policy
+from vla_mot.infer.session import HISTORY_FRAMES
+from vla_mot.model.model import VlaMotModel
+
+CONTROLLERS = ("policy", "untrained", "expert")
+INSTRUCTIONS = ("own", "other")
+EXPERT_HORIZON = 10  # steps of a plan that the expert executes when no policy says otherwise
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """Who acts, which history frame it sees, and which instruction it is given."""
+
+    controller: str = "policy"
+    history: str = "past"
+    instruction: str = "own"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("controller", self.controller, CONTROLLERS),
+            ("history", self.history, HISTORY_FRAMES),
+            ("instruction", self.instruction, INSTRUCTIONS),
+        ):
+            if value not in known:
+                raise ConfigError(unknown_name(name, value, known))
+
+    @property
+    def name(self) -> str:
+        """Short, for folders: `policy`, `no_history`, `other_instruction`, `untrained`, `expert`, or a mixture."""
+        changed = {"no_history": self.history == "present", "other_instruction": self.instruction == "other"}
+        parts = [name for name, is_so in changed.items() if is_so]
+        if self.controller != "policy" or not parts:
+            parts.insert(0, self.controller)
+        return "-".join(parts)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        who = {"policy": "trained policy", "untrained": "untrained policy", "expert": "scripted expert"}
+        parts = [who[self.controller]]
+        if self.history == "present":
+            parts.append("history replaced by the present")
+        if self.instruction == "other":
+            parts.append("given the other object's instruction")
+        return ", ".join(parts)
+
+
+DEMO_ARMS = (
+    ArmSpec(),
+    ArmSpec(history="present"),
+    ArmSpec(instruction="other"),
+    ArmSpec(controller="untrained"),
+    ArmSpec(controller="expert"),
+)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Which episodes are run, and how: first seed, how many, how many side by side, how many are filmed."""
+
+    episodes: int = 100
+    seed: int = 100_000
+    parallel: int = 20
+    videos: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "parallel"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+def run_arm(
+    arm: ArmSpec, policy: Policy | None, env: Mapping[str, Any], episodes: Episodes, films: Path
+) -> Arm:
+    """Run one arm over all episodes, with a progress bar. policy: None only for the expert."""
+    controller = _controller(arm, policy, env)
+    seeds = range(episodes.seed, episodes.seed + episodes.episodes)
+    with progress("evaluate") as advance, quiet_media():
+        results = run_episodes(
+            simulators.make_env(env),
+            controller,
+            seeds,
+            parallel=episodes.parallel,
+            video_seeds=seeds[: episodes.videos],
+            video_folder=films,
+            on_episode=_counter(len(seeds), advance),
+        )
+    return Arm(arm.name, arm.label, tuple(results))
+
+
+def _counter(total: int, advance: Callable[[int, int, str], None]) -> Callable[[EpisodeResult], None]:
+    done = successes = 0
+
+    def count(result: EpisodeResult) -> None:
+        nonlocal done, successes
+        done, successes = done + 1, successes + result.success
+        advance(done, total, f"{successes} succeeded")
+
+    return count
+
+
+def _controller(arm: ArmSpec, policy: Policy | None, env: Mapping[str, Any]) -> Controller:
+    if arm.controller == "expert":
+        if arm.history != "past" or arm.instruction != "own":
+            raise ConfigError("the scripted expert looks at no history and at no instruction but its own.")
+        horizon = policy.spec.sampler.n_action_steps if policy else EXPERT_HORIZON
+        simulator, _ = simulators.find(env)
+        return simulator.expert(horizon)
+    if policy is None:
+        raise ConfigError(f"checkpoint must be given for controller={arm.controller}: write checkpoint=….")
+    acting = untrained(policy) if arm.controller == "untrained" else policy
+    return PolicyController(acting, history=arm.history, instruction=arm.instruction)
+
+
+def untrained(policy: Policy) -> Policy:
+    """The same model with fresh random weights (seed 0); the foresight tokenizer is frozen, so it stays."""
+    torch.manual_seed(0)
+    model = VlaMotModel(policy.spec.model)
+    model.tokenizer.load_state_dict(policy.model.tokenizer.state_dict())
+    return Policy(model.to(policy.device), policy.spec)
+
+
+def with_sampler(policy: Policy, num_steps: int | None, n_action_steps: int | None) -> Policy:
+    """The same policy with another sampler; None keeps the checkpoint's number."""
+    changes = {"num_steps": num_steps, "n_action_steps": n_action_steps}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if not given:
+        return policy
+    return Policy(policy.model, replace(policy.spec, sampler=replace(policy.spec.sampler, **given)))

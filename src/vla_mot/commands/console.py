@@ -1,0 +1,85 @@
+"""What the commands say while they work: lines, tables and progress bars, on stdout.
+
+On a terminal a bar moves; into a file or a pipe a line is written now and then instead.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_PIPE_WIDTH = 160  # columns, where there is no terminal that has a width
+console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = _PIPE_WIDTH
+_LINE_EVERY = 20.0  # seconds between lines where no bar can move
+
+
+class Advance(Protocol):
+    """(units done, of how many, a note) → None."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Advance]:
+    """Show the progress of one long thing; yields the function to report it with."""
+    if not console.is_terminal:
+        yield _lines(title)
+        return
+    columns = (
+        TextColumn(title.ljust(9)),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+
+def _lines(title: str) -> Advance:
+    started = last = time.monotonic()
+
+    def advance(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _LINE_EVERY and done < total:
+            return
+        last = now
+        left = (now - started) / max(done, 1) * (total - done)
+        eta = f", {clock(left)} left" if done < total else f", {clock(now - started)}"
+        console.print(f"{title}: {done}/{total}{eta}{'  ' + note if note else ''}")
+
+    return advance
+
+
+def clock(seconds: float) -> str:
+    """`4:05` or `1:04:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def show_library_log() -> None:
+    """Print the library's warnings (what was skipped, dropped or built again) as they come."""
+    logger = logging.getLogger("vla_mot")
+    if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
+        logger.addHandler(RichHandler(console=console, show_time=False, show_path=False))
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False

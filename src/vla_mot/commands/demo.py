@@ -1,0 +1,210 @@
+"""`vla-mot demo`: dataset, training, evaluation and report in one go; what is finished is not done again.
+
+<output>/dataset, frames     the demonstrations, and their decoded frames
+<output>/run                 the training run
+<output>/policy              a link to its last checkpoint's policy
+<output>/evaluation          success of five controllers over the same episodes, foresight, videos
+<output>/report.html         all of it, drawn
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_mot.commands import arms, folders, foresight, posttrain, record, report, simulators, tables
+from vla_mot.commands.console import clock, console, show_library_log
+from vla_mot.commands.resume import differences
+from vla_mot.commands.settings import TrainingConfig, fit, section, training_config
+from vla_mot.commands.stages import Stage, Stages, peak_memory_mib
+from vla_mot.evaluate.foresight import SCORES_FILE
+from vla_mot.evaluate.machine import describe_machine
+from vla_mot.evaluate.results import Arm, Evaluation
+from vla_mot.infer.policy import Policy
+
+_TRAINING_GROUPS = ("model", "backbone", "foresight", "embodiment", "data", "train", "sampler")
+_PLACES = ("root", "cache")  # of data: where things lie decides nothing
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that was read and found in order."""
+
+    root: Path
+    plain: Mapping[str, Any]
+    recording: record.RecordConfig
+    training: TrainingConfig
+    episodes: arms.Episodes
+    foresight_samples: int
+
+    @property
+    def evaluation(self) -> Path:
+        """Where results lie."""
+        return self.root / "evaluation"
+
+    @property
+    def run(self) -> Path:
+        """The training run."""
+        return self.root / "run"
+
+    def policy(self) -> Policy:
+        """Open the trained policy."""
+        return Policy.from_pretrained(folders.find_policy(self.run), device=self.training.train.device)
+
+
+def run(config: dict[str, Any], overrides: list[str]) -> None:
+    """The command."""
+    show_library_log()
+    demo = _read(config)
+    stages = Stages(demo.root)
+    chain = _chain(demo, stages)
+    for number, stage in enumerate(chain, start=1):
+        try:
+            stages.run(stage, f"{number}/{len(chain)}")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Finished stages and the last checkpoint are kept in {demo.root}; the same command goes on from there."
+            ) from None
+    _conclude(demo, stages)
+
+
+def _read(config: dict[str, Any]) -> Demo:
+    """Read the whole configuration before anything is done, so that the last stage cannot fail on a typing error."""
+    root = fit(Path, "output", config["output"])
+    recorded = {
+        **config["record"],
+        "output": config["data"]["root"],
+        "env": config["env"],
+        "embodiment": config["embodiment"],
+    }
+    demo = Demo(
+        root=root,
+        plain=config,
+        recording=section(record.RecordConfig, "record", recorded),
+        training=training_config(config),
+        episodes=section(arms.Episodes, "evaluate", config["evaluate"]),
+        foresight_samples=fit(int, "foresight_samples", config["foresight_samples"]),
+    )
+    simulators.make_env(config["env"])
+    return demo
+
+
+def _chain(demo: Demo, stages: Stages) -> list[Stage]:
+    plain, results = demo.plain, demo.evaluation
+    data = {key: value for key, value in plain["data"].items() if key not in _PLACES}
+    training = {name: plain[name] for name in _TRAINING_GROUPS} | {"data": data}
+    chain = [
+        Stage(
+            "record",
+            "record demonstrations",
+            [plain["record"], plain["env"], plain["embodiment"]],
+            [demo.recording.output],
+            lambda: record.run_and_say(demo.recording),
+        ),
+        Stage(
+            "train",
+            "train the policy",
+            training,
+            [demo.run, demo.root / "policy"],
+            lambda: _train(demo),
+            continues=True,
+        ),
+    ]
+    for arm in arms.DEMO_ARMS:
+        place = results / "arms" / arm.name
+        films = results / "videos" / arm.name
+        chain.append(
+            Stage(
+                f"evaluate-{arm.name}",
+                f"drive the robot: {arm.label}",
+                [plain["env"], plain["evaluate"]],
+                [place, films] if demo.episodes.videos else [place],
+                lambda arm=arm, place=place, films=films: _evaluate(demo, arm, place, films),  # type: ignore[misc]
+            )
+        )
+    chain.append(
+        Stage(
+            "foresight",
+            "score the foresight",
+            demo.foresight_samples,
+            [results / "seen"],
+            lambda: _foresee(demo),
+        )
+    )
+    pages = [results / "results.json", demo.root / "report.html"]
+    chain.append(Stage("report", "draw the report", None, pages, lambda: _report(demo, stages)))
+    return chain
+
+
+def _train(demo: Demo) -> None:
+    """Train, or go on with what an interrupted demo left of the same run."""
+    plain = {name: demo.plain[name] for name in _TRAINING_GROUPS} | {
+        "output": str(demo.run),
+        "init_from": None,
+    }
+    started = (demo.run / folders.CONFIG_NAME).is_file() and not differences(
+        folders.read_config(demo.run), plain
+    )
+    checkpoint = posttrain.train(posttrain.Run(demo.run, demo.training, plain, resume=started))
+    link = demo.root / "policy"
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(checkpoint / "pretrained_model", demo.root))
+
+
+def _evaluate(demo: Demo, arm: arms.ArmSpec, place: Path, films: Path) -> None:
+    films.mkdir(parents=True, exist_ok=True)
+    found = arms.run_arm(arm, demo.policy(), demo.plain["env"], demo.episodes, films)
+    Evaluation((found,)).save(place)
+
+
+def _foresee(demo: Demo) -> None:
+    data = demo.training.data
+    seen = foresight.score(
+        demo.policy(),
+        foresight.ForesightData(
+            data.root, demo.foresight_samples, data.cache, data.validation_fraction, data.split_seed
+        ),
+    )
+    place = demo.evaluation / "seen"
+    place.mkdir(parents=True, exist_ok=True)
+    if seen is not None:
+        seen.save(place)
+
+
+def _joined(demo: Demo, provenance: Mapping[str, str]) -> Evaluation:
+    found: list[Arm] = []
+    for arm in arms.DEMO_ARMS:
+        found += Evaluation.load(demo.evaluation / "arms" / arm.name).arms
+    from vla_mot.evaluate.foresight import ForesightReport
+
+    return Evaluation(tuple(found), ForesightReport.load(demo.evaluation / "seen"), provenance)
+
+
+def _report(demo: Demo, stages: Stages) -> None:
+    provenance = {
+        "command": "vla-mot demo",
+        "seed": str(demo.training.train.seed),
+        "episodes": f"{demo.episodes.episodes} from seed {demo.episodes.seed}",
+        **{f"time to {name}": clock(seconds) for name, seconds in stages.seconds.items()},
+        "peak memory": f"{peak_memory_mib():.0f} MiB",
+        **describe_machine(),
+    }
+    _joined(demo, provenance).save(demo.evaluation)
+    report.write(demo.root, demo.root / "report.html")
+
+
+def _conclude(demo: Demo, stages: Stages) -> None:
+    evaluation = Evaluation.load(demo.evaluation)
+    console.print()
+    if (demo.evaluation / SCORES_FILE).is_file() and evaluation.foresight is not None:
+        tables.show_foresight(evaluation.foresight)
+    tables.show_success(evaluation)
+    evaluating = sum(seconds for name, seconds in stages.seconds.items() if name.startswith("evaluate"))
+    console.print(
+        f"time    record {clock(stages.seconds['record'])}, train {clock(stages.seconds['train'])}, "
+        f"evaluate {clock(evaluating)}, in all {clock(sum(stages.seconds.values()))}"
+    )
+    console.print(f"memory  {peak_memory_mib():.0f} MiB at most in this process")
+    console.print(f"policy  {demo.root / 'policy'}")
+    console.print(f"report  {demo.root / 'report.html'}")

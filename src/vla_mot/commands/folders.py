@@ -1,0 +1,86 @@
+"""Where things lie: output folders that must be new, and the policy inside a run."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vla_mot.errors import CheckpointError, ConfigError, nearest
+
+CONFIG_NAME = "config.yaml"
+_POLICY = ("", "pretrained_model", "checkpoints/last/pretrained_model", "policy")
+
+
+def require_unused(folder: Path, hint: str = "") -> None:
+    """Raise ConfigError unless `folder` is absent or empty."""
+    if folder.is_file():
+        raise ConfigError(f"output {folder} is a file; a folder is needed.")
+    if folder.is_dir() and (held := sorted(path.name for path in folder.iterdir())):
+        shown = ", ".join(held[:4]) + (", …" if len(held) > 4 else "")
+        raise ConfigError(
+            f"output folder {folder} is already used (it holds {shown}). Choose another output=…, or remove it.{hint}"
+        )
+
+
+def find_policy(path: Path) -> Path:
+    """Return the policy's folder of a policy, a checkpoint, a run or a demo. Raises CheckpointError."""
+    for inside in _POLICY:
+        if (path / inside / "config.json").is_file():
+            return path / inside
+    if not path.exists():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"checkpoint {path} does not exist.{nearest(path.name, siblings)}")
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) if path.is_dir() else "a file"
+    raise CheckpointError(
+        f"{path} holds no policy: expected config.json in it, in pretrained_model/ or in "
+        f"checkpoints/last/pretrained_model/; found {held or 'nothing'}."
+    )
+
+
+def run_of(policy: Path) -> Path:
+    """The run's folder of a policy that lies in `<run>/checkpoints/<step>/pretrained_model`."""
+    return policy.resolve().parents[2]
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write `config.yaml`: the resolved configuration of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / CONFIG_NAME, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the `config.yaml` of a run. Raises CheckpointError when there is none, or it is damaged."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no run to resume: it has no {CONFIG_NAME}.")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is damaged: expected a mapping, got {type(config).__name__}.")
+    return config
+
+
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Write a small JSON file, whole or not at all."""
+    write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """Read what `write_facts` wrote; None when it is missing or damaged."""
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write under another name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)

@@ -1,0 +1,81 @@
+"""Scores a policy's foresight on a LeRobot dataset, on the episodes that its training held out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vla_mot.batch import Batch
+from vla_mot.commands.console import console, progress
+from vla_mot.commands.training import spread_rows
+from vla_mot.data.frame_cache import FrameCache
+from vla_mot.data.source import Source
+from vla_mot.data.split import split_episodes
+from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
+from vla_mot.evaluate.foresight import ForesightReport, mean_future_latents, score_foresight
+from vla_mot.infer.policy import Policy
+
+_BATCH = 32
+_CAMERA_PREFIX = "observation.images."
+
+
+@dataclass(frozen=True)
+class ForesightData:
+    """A dataset, how its episodes were split (0: nothing was held out), and how many frames are scored."""
+
+    root: Path
+    samples: int
+    cache: Path | None = None
+    validation_fraction: float = 0.0
+    split_seed: int = 0
+
+
+def score(policy: Policy, data: ForesightData) -> ForesightReport | None:
+    """Score foresight against its baselines; None, and a line that says so, when nothing moves in the dataset.
+
+    Raises DatasetError when the dataset does not fit the policy's embodiment.
+    """
+    source = Source.open(data.root, policy.spec.embodiment)
+    model = policy.spec.model
+    cache = FrameCache.open(source, model.view_size, data.cache)
+    seen, held_out = split_episodes(source.num_episodes, data.validation_fraction, data.split_seed)
+    window = WindowConfig(model.chunk_size, model.offset_frames, model.view_size)
+    training = WindowDataset(source, cache, window, seen)
+    scored = WindowDataset(source, cache, window, held_out or seen)
+    collate = Collate(policy.processor, source.tasks)
+    mean = mean_future_latents(
+        policy.model, (batch for batch, _ in _batches(training, collate, data.samples))
+    )
+    try:
+        return score_foresight(policy.model, _shown(scored, collate, data.samples), mean, view_names(policy))
+    except ValueError as error:
+        console.print(f"foresight is not scored: {error}")
+        return None
+
+
+def view_names(policy: Policy) -> list[str]:
+    """A name for every camera slot up to the last one that is present."""
+    cameras = policy.spec.embodiment.cameras
+    last = max(slot for slot, _ in policy.spec.embodiment.present_cameras)
+    return [
+        (key or f"slot {slot}").removeprefix(_CAMERA_PREFIX) for slot, key in enumerate(cameras[: last + 1])
+    ]
+
+
+def _shown(dataset: WindowDataset, collate: Collate, samples: int) -> Iterator[tuple[Batch, Tensor]]:
+    with progress("foresight") as advance:
+        done = 0
+        for batch, episodes in _batches(dataset, collate, samples):
+            yield batch, episodes
+            done += batch.batch_size
+            advance(done, min(samples, len(dataset)))
+
+
+def _batches(dataset: WindowDataset, collate: Collate, samples: int) -> Iterator[tuple[Batch, Tensor]]:
+    """(batch, episode of each sample), evenly spread over the dataset."""
+    starts = dataset.source.bounds[:, 0].contiguous()
+    for rows in spread_rows(dataset, samples).split(_BATCH):
+        episodes = torch.searchsorted(starts, dataset.frames[rows], right=True) - 1
+        yield collate(dataset.__getitems__(rows)), episodes

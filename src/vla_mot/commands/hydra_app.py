@@ -1,0 +1,210 @@
+"""Hydra around a command: arguments are checked first, so that a mistake gets a sentence and not a stack.
+
+The check finds unknown presets and keys by itself, with the nearest name; then `hydra.main` composes and runs, so
+that multirun, launchers and `--config-dir` work as Hydra's documentation says.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vla_mot.commands.conf_dir import conf_dir
+from vla_mot.commands.manual import Command
+from vla_mot.errors import ConfigError, nearest, unknown_name
+
+Task = Callable[[dict[str, Any], list[str]], None]
+"""(resolved configuration, the overrides that were given) → None."""
+
+_VERSION_BASE = "1.3"
+_FREE = "hydra"  # Hydra's own keys are left to Hydra
+
+
+def run_command(command: Command, arguments: list[str], task: Task) -> None:
+    """Compose the command's configuration and run `task` on it, once or, with `--multirun`, many times.
+
+    Raises ConfigError for an unknown key or preset, a value that cannot be read, or a required key without value.
+    """
+    options = _parser(command).parse_args(arguments)
+    overlay = _overlay(options.config_dir)
+    check_overrides(command.config, options.overrides, overlay, multirun=options.multirun)
+
+    def run_once(config: DictConfig) -> None:
+        plain = _resolved(config)
+        if HydraConfig.get().mode is RunMode.MULTIRUN and plain.get("output") is not None:
+            plain["output"] = HydraConfig.get().runtime.output_dir
+        task(plain, list(HydraConfig.get().overrides.task))
+
+    with _argv([f"vla-mot {command.name}", *arguments]):
+        hydra.main(version_base=_VERSION_BASE, config_path=str(conf_dir()), config_name=command.config)(
+            run_once
+        )()
+
+
+def check_overrides(
+    name: str, overrides: list[str], overlay: Path | None = None, *, multirun: bool = False
+) -> None:
+    """Raise ConfigError for the first override that names nothing: an unknown preset, group or key.
+
+    name: the command's file in conf/. overlay: the folder of `--config-dir`.
+    """
+    parsed = _parsed(overrides)
+    folders = [conf_dir(), *([overlay] if overlay else [])]
+    groups = _groups(name)
+    for override in parsed:
+        if _is_group(override, groups):
+            _check_preset(override, folders)
+    presets = [o.input_line for o in parsed if _is_group(o, groups) and not o.is_sweep_override()]
+    config = _composed(name, presets, overlay)
+    keyed = [o for o in parsed if not _is_group(o, groups) and o.type is OverrideType.CHANGE]
+    for override in keyed:
+        if override.key_or_group.split(".")[0].split("/")[0] != _FREE:
+            _check_key(override.key_or_group, config)
+    if not multirun:
+        sweeps = [o.input_line for o in parsed if o.is_sweep_override()]
+        if sweeps:
+            raise ConfigError(
+                f"{sweeps[0]!r} lists several values: add --multirun for one run each, or write [a,b]."
+            )
+        _composed(name, overrides, overlay)
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except HydraException as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise ConfigError(f"{text!r} is no key=value ({reason}).") from error
+    return parsed
+
+
+def _is_group(override: Override, groups: set[str]) -> bool:
+    return override.key_or_group in groups
+
+
+def _groups(name: str) -> set[str]:
+    """The preset groups that this command composes."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base=_VERSION_BASE):
+        composed = compose(name, return_hydra_config=True)
+    return {str(group) for group in composed.hydra.runtime.choices if not str(group).startswith(f"{_FREE}/")}
+
+
+def _check_preset(override: Override, folders: list[Path]) -> None:
+    group, value = override.key_or_group, override.value()
+    if not isinstance(value, str) or override.is_delete():
+        return
+    known = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    if value not in known:
+        raise ConfigError(f"{unknown_name(f'{group} preset', value, known)} Presets lie in conf/{group}/.")
+
+
+def _check_key(key: str, config: DictConfig) -> None:
+    """Raise ConfigError unless the dotted `key` is one of the configuration."""
+    node: Any = config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        known = [str(k) for k in node] if isinstance(node, DictConfig) else []
+        if part not in known:
+            raise ConfigError(_unknown_key(key, ".".join(parts[:depth]), known, config))
+        node = node._get_node(part)
+        if isinstance(node, DictConfig) and (node._is_none() or node._is_missing()):
+            return
+
+
+def _unknown_key(key: str, parent: str, known: list[str], config: DictConfig) -> str:
+    prefix = f"{parent}." if parent else ""
+    here = [prefix + name for name in known]
+    message = unknown_name("key", key, here)
+    if not nearest(key, here):
+        # `steps` for `train.steps`: the same last word elsewhere
+        last = key.split(".")[-1]
+        elsewhere = [path for path in _leaves(config) if nearest(last, [path.split(".")[-1]])]
+        best = nearest(last, [path.split(".")[-1] for path in elsewhere])
+        named = next((p for p in elsewhere if repr(p.split(".")[-1]) in best), None)
+        if named:
+            message = message.replace(" Known:", f" Did you mean {named!r}? Known:", 1)
+    return message
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node if isinstance(node, DictConfig) and not node._is_none() else ():
+        child = node._get_node(key)
+        yield prefix + str(key)
+        if isinstance(child, DictConfig):
+            yield from _leaves(child, f"{prefix}{key}.")
+
+
+def _composed(name: str, overrides: list[str], overlay: Path | None) -> DictConfig:
+    search = [f"hydra.searchpath=[file://{overlay}]"] if overlay else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base=_VERSION_BASE):
+            return compose(name, [*overrides, *search])
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        raise ConfigError(f"the configuration cannot be composed: {error}{cause}") from error
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    """Plain values, with interpolations resolved; required keys that are still missing stay `???`."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration cannot be resolved: {error}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _overlay(folder: str | None) -> Path | None:
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise ConfigError(
+            f"--config-dir {folder} is no folder; give the folder that holds experiment/, model/, …."
+        )
+    return Path(folder).resolve()
+
+
+@contextmanager
+def _argv(words: list[str]) -> Iterator[None]:
+    """`hydra.main` reads `sys.argv`."""
+    before, sys.argv = sys.argv, words
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but its errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See `{self.prog} --help`.")
+
+
+def _parser(command: Command) -> _Parser:
+    """The part of Hydra's command line that is passed on to it."""
+    parser = _Parser(prog=f"vla-mot {command.name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    return parser

@@ -1,0 +1,113 @@
+"""`vla-mot <command> key=value …`: finds the command, and turns every error into a sentence and an exit code.
+
+Nothing heavy is imported before a command is known to be asked for properly, so that `--help` is quick.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from vla_mot.commands.manual import COMMANDS, Command, show_command, show_overview
+from vla_mot.errors import CheckpointError, ConfigError, DatasetError, NonFiniteLossError, unknown_name
+from vla_mot.version import __version__
+
+OK, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
+TRACEBACK = "VLA_MOT_TRACEBACK"
+_HELP = ("-h", "--help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code.
+
+    0 done, 1 unexpected error, 2 input that does not fit, 3 a loss that is not finite, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _explained():
+            _dispatch(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else OK if end.code is None else FAILED
+    return OK
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in _HELP:
+        return show_overview()
+    if arguments[0] in ("--version", "-V"):
+        return print(f"vla-mot {__version__}")  # noqa: T201
+    command, rest = _find(arguments)
+    if command is None:
+        return show_overview(group=arguments[0])
+    if any(word in _HELP for word in rest):
+        return show_command(command)
+    if command.offline:
+        _go_offline()
+    from vla_mot.commands.hydra_app import run_command
+
+    def task(config: dict, overrides: list[str]) -> None:
+        # Inside Hydra, where an exception would be printed with Hydra's own frames.
+        with _explained():
+            importlib.import_module(command.module).run(config, overrides)
+
+    run_command(command, rest, task)
+
+
+def _find(arguments: list[str]) -> tuple[Command | None, list[str]]:
+    """The command that the first words name, and what follows; None for a group such as `data` alone."""
+    for command in COMMANDS:
+        words = command.name.split()
+        if arguments[: len(words)] == words:
+            return command, arguments[len(words) :]
+    groups = {command.name.split()[0] for command in COMMANDS if " " in command.name}
+    if arguments[0] in groups:
+        if len(arguments) == 1 or arguments[1] in _HELP:
+            return None, []
+        known = [c.name for c in COMMANDS if c.name.startswith(f"{arguments[0]} ")]
+        raise ConfigError(unknown_name("command", " ".join(arguments[:2]), known))
+    raise ConfigError(unknown_name("command", arguments[0], [command.name for command in COMMANDS]))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn an exception into a message on stderr and a `SystemExit` with its code."""
+    try:
+        yield
+    except (ConfigError, DatasetError, CheckpointError) as error:
+        _say(error)
+        raise SystemExit(BAD_INPUT) from error
+    except NonFiniteLossError as error:
+        _say(error)
+        raise SystemExit(NOT_FINITE) from error
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"\ninterrupted. {interrupt}".rstrip() + "\n")
+        raise SystemExit(INTERRUPTED) from interrupt
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.write(
+            f"\nunexpected {type(error).__name__}: this is a defect of vla-mot; please report it.\n"
+        )
+        raise SystemExit(FAILED) from error
+
+
+def _say(error: Exception) -> None:
+    if os.environ.get(TRACEBACK):
+        traceback.print_exc()
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+    sys.stderr.write(f"error: {error}{notes}\n")
+
+
+def _go_offline() -> None:
+    """Nothing that these commands need lies on the network; keep the libraries from asking, and from windows."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""What `--help` says: one entry per command, drawn with rich."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+_WIDTH = 100
+_EXIT_CODES = (
+    ("0", "done"),
+    ("2", "the input does not fit; the message says what was expected, what came, and where to fix it"),
+    ("3", "a loss became NaN or infinite; the last good checkpoint is kept"),
+    ("130", "interrupted; the message says what was kept and how to go on"),
+)
+_OPTIONS = (
+    ("--config-dir DIR", "your own presets, beside the ones that come with vla-mot"),
+    ("--cfg job", "print the composed configuration instead of running"),
+    ("--multirun", "one run per combination of comma-separated values, each in output/0, output/1, …"),
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    name: the words after `vla-mot`. module: whose `run(config, overrides)` does it. config: its file in conf/.
+    summary: one line. about: a paragraph. keys: (key, default, meaning) of what is changed most. examples: lines.
+    offline: it never needs the network.
+    """
+
+    name: str
+    module: str
+    config: str
+    summary: str
+    about: str
+    keys: tuple[tuple[str, str, str], ...]
+    examples: tuple[str, ...]
+    offline: bool = True
+
+
+COMMANDS = (
+    Command(
+        name="demo",
+        module="vla_mot.commands.demo",
+        config="demo",
+        summary="the whole loop at small scale: data, training, evaluation, report",
+        about=(
+            "Records demonstrations of the embedded conveyor robot, trains a tiny policy on them, drives the robot "
+            "with it and with four controls over the same scenes, scores what it foresees, and draws one HTML "
+            "report. No network, no GPU. Run it again after an interruption: finished stages are kept, training "
+            "goes on from its last checkpoint."
+        ),
+        keys=(
+            ("output", "outputs/demo", "where everything lands"),
+            ("scale", "null", "miniature: a minute or less, and a policy that has learned nothing"),
+            ("train.seed", "0", "of weights, order and noise"),
+            ("train.steps", "the experiment's", "optimizer steps"),
+            ("record.episodes", "in conf/demo.yaml", "demonstrations"),
+            ("evaluate.episodes", "100", "per arm"),
+        ),
+        examples=("vla-mot demo", "vla-mot demo output=/tmp/mini scale=miniature"),
+    ),
+    Command(
+        name="data record",
+        module="vla_mot.commands.record",
+        config="record",
+        summary="demonstrations of a simulated robot as a LeRobot v3 dataset",
+        about=(
+            "A scripted expert drives the robot; its motion is disturbed while the recorded actions stay clean, so "
+            "that the data shows recoveries. Only successful episodes are kept, the number of dropped ones is said. "
+            "Every scene is asked for with each instruction in turn."
+        ),
+        keys=(
+            ("output", "required", "the dataset's folder; must not exist"),
+            ("env", "conveyor", "the robot (conf/env/)"),
+            ("episodes", "200", "successful demonstrations"),
+            ("seed", "0", "of the first scene"),
+            ("static_fraction", "0.0", "share of the scenes in which nothing moves by itself"),
+            ("env.image_size", "64", "pixels"),
+            (
+                "noise.tremor",
+                "in conf/record.yaml",
+                "m, deviation of the disturbance; see the other noise.* there",
+            ),
+        ),
+        examples=(
+            "vla-mot data record env=conveyor output=outputs/conveyor",
+            "vla-mot data record output=outputs/mixed episodes=400 static_fraction=0.5",
+        ),
+    ),
+    Command(
+        name="posttrain",
+        module="vla_mot.commands.posttrain",
+        config="posttrain",
+        summary="train a policy on one LeRobot v3 dataset",
+        about=(
+            "Writes checkpoints (safetensors, the LeRobot layout), log.jsonl and TensorBoard logs into the run's "
+            "folder. Ctrl-C saves a checkpoint; resume=<run> goes on bit by bit. init_from=<policy> is another "
+            "thing: a new run that starts from a policy's weights."
+        ),
+        keys=(
+            ("experiment", "null", "a whole preset (conf/experiment/), e.g. conveyor"),
+            ("data.root", "required", "the dataset's folder"),
+            ("output", "required", "the run's folder; must be new"),
+            ("resume", "null", "a run's folder: go on with its own configuration"),
+            ("init_from", "null", "a policy's folder: start from its weights"),
+            ("model, backbone", "tiny, …", "presets of conf/model/ and conf/backbone/"),
+            ("embodiment", "conveyor", "the robot of the dataset (conf/embodiment/)"),
+            ("train.steps", "60000", "optimizer steps; further train.* in conf/train/"),
+            (
+                "foresight.offset_frames",
+                "6",
+                "distance of history and foresight; or foresight.offset_seconds",
+            ),
+            ("train.device", "cpu", "or cuda"),
+        ),
+        examples=(
+            "vla-mot posttrain experiment=conveyor data.root=outputs/conveyor output=outputs/run",
+            "vla-mot posttrain resume=outputs/run train.steps=5000",
+            "vla-mot posttrain experiment=conveyor data.root=… output=… init_from=outputs/run",
+        ),
+    ),
+    Command(
+        name="evaluate",
+        module="vla_mot.commands.evaluate",
+        config="evaluate",
+        summary="closed loop over seeded episodes, with a confidence interval",
+        about=(
+            "Runs a policy in the simulator. An episode depends on its seed alone, so two evaluations with the same "
+            "seeds are paired. Writes results.json, episodes.csv and a few videos."
+        ),
+        keys=(
+            ("checkpoint", "required", "a policy, a checkpoint or a run (its last checkpoint)"),
+            ("output", "required", "folder of results and videos; must be new"),
+            ("episodes", "100", "how many"),
+            ("seed", "100000", "of the first episode"),
+            ("history", "past", "present: the history frame is replaced by the present one"),
+            ("instruction", "own", "other: the other object's instruction"),
+            ("controller", "policy", "untrained: random weights; expert: scripted, needs no checkpoint"),
+            ("env", "conveyor", "the robot (conf/env/)"),
+            ("n_action_steps", "null", "steps executed of each chunk; null: as the checkpoint says"),
+            ("dataset", "null", "a LeRobot dataset: foresight is scored on it too"),
+        ),
+        examples=(
+            "vla-mot evaluate checkpoint=outputs/run output=outputs/run/evaluation",
+            "vla-mot evaluate checkpoint=outputs/run output=outputs/no_history history=present",
+            "vla-mot evaluate controller=expert output=outputs/expert env.motion=static",
+        ),
+    ),
+    Command(
+        name="report",
+        module="vla_mot.commands.report",
+        config="report",
+        summary="one self-contained HTML page about a run",
+        about=(
+            "Draws learning curves, success of every evaluation found under the run, and foresight beside the truth "
+            "and beside copying the last frame, as far as they are there."
+        ),
+        keys=(
+            ("run", "required", "the folder of a run or of a demo"),
+            ("output", "<run>/report.html", "the page"),
+        ),
+        examples=("vla-mot report run=outputs/demo",),
+    ),
+    Command(
+        name="info",
+        module="vla_mot.commands.info",
+        config="info",
+        summary="what a checkpoint is: model, robot, statistics, sampler",
+        about="Prints what a policy was made for, without running it.",
+        keys=(("checkpoint", "required", "a policy, a checkpoint or a run (its last checkpoint)"),),
+        examples=("vla-mot info checkpoint=outputs/demo/policy",),
+    ),
+)
+
+
+def show_overview(group: str | None = None) -> None:
+    """Print every command with its summary (only those of a group such as `data`)."""
+    console = _console()
+    console.print(Text("vla-mot", style="bold") + Text(": one model that understands, foresees and acts."))
+    console.print("\nUsage: vla-mot <command> [key=value …]\n", markup=False)
+    shown = [c for c in COMMANDS if group is None or c.name.split()[0] == group]
+    _print_rows(console, [(command.name, command.summary) for command in shown])
+    console.print("\n`vla-mot <command> --help` says more; `vla-mot --version` says which version this is.")
+
+
+def show_command(command: Command) -> None:
+    """Print what a command does, its most used keys, examples and exit codes."""
+    console = _console()
+    console.print(Text(f"vla-mot {command.name}", style="bold") + Text(f": {command.summary}\n"))
+    console.print(command.about)
+    _heading(console, "Usage")
+    console.print(f"  vla-mot {command.name} [key=value …] [options]", markup=False)
+    _heading(
+        console,
+        f"Keys used most (all of them: vla-mot {command.name} --cfg job, or conf/{command.config}.yaml)",
+    )
+    table = _grid()
+    for key, default, meaning in command.keys:
+        table.add_row(Text(key, style="cyan"), Text(default, style="dim"), Text(meaning))
+    console.print(Padding(table, (0, 0, 0, 2)))
+    _heading(console, "Options")
+    _print_rows(console, _OPTIONS)
+    _heading(console, "Examples")
+    for example in command.examples:
+        console.print(f"  {example}", markup=False, soft_wrap=True)
+    _heading(console, "Exit codes")
+    _print_rows(console, _EXIT_CODES)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+    return console
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(f"\n[bold]{text}[/bold]")
+
+
+def _print_rows(console: Console, rows: tuple[tuple[str, str], ...] | list[tuple[str, str]]) -> None:
+    table = _grid()
+    for left, right in rows:
+        table.add_row(Text(left, style="cyan"), Text(right))
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _grid() -> Table:
+    return Table.grid(padding=(0, 3, 0, 0))

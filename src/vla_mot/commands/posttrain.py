@@ -1,0 +1,164 @@
+"""`vla-mot posttrain`: one policy on one LeRobot dataset; new, resumed, or from a policy's weights."""
+
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_mot.commands import folders, training
+from vla_mot.commands.console import console, progress, show_library_log
+from vla_mot.commands.resume import resumed_config
+from vla_mot.commands.settings import TrainingConfig, fit, training_config
+from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.train.loop import Trainer
+from vla_mot.version import __version__
+
+FACTS = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run is to do: its folder, how it trains, and where it starts.
+
+    plain: the configuration as it is written to config.yaml. resume: continue what is in the folder.
+    """
+
+    folder: Path
+    config: TrainingConfig
+    plain: Mapping[str, Any]
+    resume: bool = False
+    init_from: Path | None = None
+
+
+class _StopRequestedError(Exception):
+    """Raised between two steps, where the state is whole."""
+
+
+def run(config: dict[str, Any], overrides: list[str]) -> None:
+    """The command."""
+    show_library_log()
+    checkpoint = train(_new_run(config) if config["resume"] is None else _resumed_run(config, overrides))
+    console.print(f"policy: {checkpoint / 'pretrained_model'}")
+
+
+def _new_run(config: dict[str, Any]) -> Run:
+    folder = fit(Path, "output", config["output"])
+    if config["output"] == "???":
+        raise ConfigError("output must be given: the folder of the run, for example output=outputs/run.")
+    used = (
+        f" To continue it: vla-mot posttrain resume={folder}"
+        if (folder / folders.CONFIG_NAME).is_file()
+        else ""
+    )
+    folders.require_unused(folder, used)
+    init_from = fit(Path | None, "init_from", config["init_from"])
+    return Run(
+        folder=folder,
+        config=training_config(config),
+        plain=config,
+        init_from=folders.find_policy(init_from) if init_from else None,
+    )
+
+
+def _resumed_run(config: dict[str, Any], overrides: list[str]) -> Run:
+    folder = fit(Path, "resume", config["resume"])
+    merged, changes = resumed_config(folder, config, overrides)
+    for key, (before, now) in changes.items():
+        console.print(f"resumed with another {key}: {before} → {now}")
+    return Run(folder=folder, config=training_config(merged), plain=merged, resume=True)
+
+
+def train(run: Run) -> Path:
+    """Train to the last step; returns the last checkpoint's folder.
+
+    A run is resumable from the moment its config.yaml stands in its folder. On an interrupt the present step is saved
+    and `KeyboardInterrupt` is raised with how to go on.
+    """
+    data = training.open_data(run.config)
+    if run.resume:
+        training.require_same_data(run.folder, folders.read_facts(run.folder / FACTS), data)
+    model = training.build_model(run.config, data, run.init_from)
+    trainer = training.make_trainer(run.config, data, model, run.folder)
+    if run.resume:
+        _restore(trainer, run.folder)
+    training.describe(run.config, data, model)
+    folders.write_config(run.folder, dict(run.plain))
+    folders.write_facts(run.folder / FACTS, _facts(data))
+    return _run(trainer, run)
+
+
+def _restore(trainer: Trainer, folder: Path) -> None:
+    try:
+        checkpoint = find_checkpoint(folder)
+    except CheckpointError:
+        console.print(f"{folder} has no checkpoint yet: training starts from the beginning")
+        return
+    trainer.resume(checkpoint)
+    console.print(f"resumed at step {trainer.progress.step} from {checkpoint}")
+    if trainer.progress.step > trainer.config.steps:
+        raise ConfigError(
+            f"the run has {trainer.progress.step} steps already; train.steps={trainer.config.steps} lies behind that."
+        )
+
+
+def _facts(data: training.Data) -> dict[str, Any]:
+    return {
+        "dataset": data.source.content_hash,
+        "frames": data.source.num_frames,
+        "vla_mot": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _run(trainer: Trainer, run: Run) -> Path:
+    total, batch = run.config.train.steps, run.config.train.batch_size
+    first, started = trainer.progress.step, time.perf_counter()
+    with progress("train") as advance, _asked_to_stop() as asked:
+
+        def report(step: int, numbers: dict[str, float]) -> None:
+            rate = (step - first) * batch / (time.perf_counter() - started)
+            advance(
+                step,
+                total,
+                f"action {numbers['action_loss']:.4f}  foresight {numbers['foresight_loss']:.4f}  {rate:.0f} samples/s",
+            )
+            if asked.is_set() and step < total:
+                raise _StopRequestedError
+
+        try:
+            return trainer.run(report)
+        except _StopRequestedError:
+            checkpoint = trainer.save()
+            raise KeyboardInterrupt(
+                f"Step {trainer.progress.step} of {total} is kept in {checkpoint}.\n"
+                f"To go on: vla-mot posttrain resume={run.folder}"
+            ) from None
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that training stops between two steps; a second one stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

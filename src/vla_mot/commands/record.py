@@ -1,0 +1,130 @@
+"""`vla-mot data record`: an expert's demonstrations as a LeRobot v3 dataset."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla_mot.commands import simulators
+from vla_mot.commands.console import Advance, console, progress, show_library_log
+from vla_mot.commands.settings import section
+from vla_mot.errors import ConfigError, DatasetError
+from vla_mot.robots.embodiment import Embodiment
+
+_PATIENCE = 50  # demonstrations that may fail one after another
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """See conf/record.yaml. env and noise are options of the simulator."""
+
+    output: Path
+    env: Mapping[str, Any]
+    embodiment: Embodiment
+    noise: Mapping[str, Any]
+    episodes: int
+    seed: int
+    static_fraction: float
+    repo_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ConfigError(f"episodes must be at least 1, got {self.episodes}.")
+        if not 0 <= self.static_fraction <= 1:
+            raise ConfigError(f"static_fraction must lie in [0, 1], got {self.static_fraction}.")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was written: frames, and how many demonstrations were kept and dropped, by verdict."""
+
+    frames: int
+    verdicts: Mapping[str, int]
+
+
+def run(config: dict[str, Any], overrides: list[str]) -> None:
+    """The command."""
+    show_library_log()
+    settings = section(RecordConfig, "", config)
+    run_and_say(settings)
+    console.print(f"dataset: {settings.output}")
+
+
+def run_and_say(config: RecordConfig) -> None:
+    """Record, and say what was kept and what was dropped."""
+    recorded = record(config)
+    dropped = {verdict: count for verdict, count in recorded.verdicts.items() if verdict != "success"}
+    said = ", ".join(f"{count} {verdict}" for verdict, count in dropped.items()) or "none"
+    console.print(f"kept {config.episodes} episodes ({recorded.frames:,} frames); dropped: {said}")
+
+
+def record(config: RecordConfig) -> Recorded:
+    """Record successful demonstrations until there are enough.
+
+    Raises DatasetError when the output exists, or when the expert keeps failing; ConfigError for options that the
+    simulator does not know, or an embodiment that does not match what it gives.
+    """
+    from vla_mot.data.recorder import dataset_features, record_dataset
+
+    if config.output.exists():
+        raise DatasetError(f"{config.output} exists already. Choose another output=…, or remove it first.")
+    simulators.make_env(config.env)
+    simulator, options = simulators.find(config.env)
+    demonstrations = simulator.demonstrate(options, config.noise, config.seed, config.static_fraction)
+    first = next(demonstrations)
+    height, width = _check_embodiment(config.embodiment, first.frames[0])
+    verdicts: Counter[str] = Counter()
+    with progress("record") as advance:
+        frames = record_dataset(
+            root=config.output,
+            repo_id=config.repo_id or f"local/{config.output.name}",
+            fps=round(config.embodiment.fps),
+            features=dataset_features(config.embodiment, height, width),
+            episodes=_successes(_chain(first, demonstrations), config.episodes, verdicts, advance),
+            robot_type=config.embodiment.name,
+        )
+    return Recorded(frames, dict(verdicts))
+
+
+def _chain(
+    first: simulators.Demonstration, rest: Iterator[simulators.Demonstration]
+) -> Iterator[simulators.Demonstration]:
+    yield first
+    yield from rest
+
+
+def _successes(
+    demonstrations: Iterator[simulators.Demonstration], wanted: int, verdicts: Counter[str], advance: Advance
+) -> Iterator[list[simulators.Frame]]:
+    """Yield the frames of successful demonstrations only; counts every verdict."""
+    failures = 0
+    while verdicts["success"] < wanted:
+        demonstration = next(demonstrations)
+        verdicts[demonstration.verdict] += 1
+        failures = 0 if demonstration.verdict == "success" else failures + 1
+        if failures >= _PATIENCE:
+            raise DatasetError(
+                f"the expert failed {failures} times in a row ({dict(verdicts)}); lower noise.*, or check env.*."
+            )
+        if failures == 0:
+            yield demonstration.frames
+            advance(verdicts["success"], wanted, f"{verdicts.total() - verdicts['success']} dropped")
+
+
+def _check_embodiment(embodiment: Embodiment, frame: simulators.Frame) -> tuple[int, int]:
+    """Return (height, width) of the pictures. Raises ConfigError unless the frame has what the embodiment lists."""
+    listed = {field.key: len(field.names) for field in (*embodiment.state, *embodiment.action)}
+    wrong = [f"{key} with {width} dimensions" for key, width in listed.items() if _width(frame, key) != width]
+    wrong += [key for _, key in embodiment.present_cameras if key not in frame]
+    if wrong:
+        shapes = {key: getattr(value, "shape", None) for key, value in frame.items() if key != "task"}
+        raise ConfigError(
+            f"embodiment {embodiment.name!r} expects {', '.join(wrong)}; the robot gives {shapes}."
+        )
+    picture = frame[embodiment.present_cameras[0][1]]
+    return picture.shape[0], picture.shape[1]
+
+
+def _width(frame: simulators.Frame, key: str) -> int | None:
+    return frame[key].shape[0] if key in frame else None

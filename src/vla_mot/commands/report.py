@@ -1,0 +1,92 @@
+"""`vla-mot report`: one self-contained HTML page about a run or a demo."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vla_mot.commands import folders
+from vla_mot.commands.console import console, show_library_log
+from vla_mot.commands.settings import section
+from vla_mot.errors import ConfigError, nearest
+from vla_mot.evaluate.report import ReportContent, write_report
+from vla_mot.evaluate.results import RESULTS_FILE, Arm, Evaluation
+from vla_mot.train.log import read_log
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """See conf/report.yaml."""
+
+    run: Path
+    output: Path | None = None
+
+
+def run(config: dict[str, Any], overrides: list[str]) -> None:
+    """The command."""
+    show_library_log()
+    settings = section(ReportConfig, "", config)
+    page = write(settings.run, settings.output or settings.run / "report.html")
+    console.print(f"report: {page}")
+
+
+def write(folder: Path, page: Path, provenance: Mapping[str, str] | None = None) -> Path:
+    """Draw the page of a run (log.jsonl, config.yaml) or a demo (the same in run/), with every evaluation below it.
+
+    Raises ConfigError when there is nothing to draw.
+    """
+    if not folder.is_dir():
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise ConfigError(f"run folder {folder} does not exist.{nearest(folder.name, siblings)}")
+    trained = folder / "run" if (folder / "run" / folders.CONFIG_NAME).is_file() else folder
+    records = read_log(trained)
+    evaluation = collect(folder)
+    if not records and evaluation is None:
+        raise ConfigError(
+            f"{folder} holds nothing to report: no log.jsonl of a run and no {RESULTS_FILE} of an evaluation."
+        )
+    config = folders.read_config(trained) if (trained / folders.CONFIG_NAME).is_file() else {}
+    content = ReportContent(
+        title=f"vla_mot: {folder.resolve().name}",
+        records=records,
+        evaluation=evaluation,
+        config={name: _text(part) for name, part in config.items()},
+        provenance=provenance or {},
+    )
+    return write_report(content, page)
+
+
+def collect(folder: Path) -> Evaluation | None:
+    """Join every evaluation found below `folder` (not those inside another one); None when there is none.
+
+    The trained policy's arm comes first. Arms of the same name are told apart by their folder.
+    """
+    arms: dict[str, Arm] = {}
+    foresight, provenance = None, dict[str, str]()
+    for place in _evaluations(folder):
+        evaluation = Evaluation.load(place)
+        foresight = foresight or evaluation.foresight
+        provenance |= evaluation.provenance
+        for arm in evaluation.arms:
+            if arm.name in arms:
+                where = str(place.relative_to(folder))
+                arm = replace(arm, name=f"{arm.name} {where}", label=f"{arm.label} ({where})")
+            arms[arm.name] = arm
+    if not arms:
+        return None
+    ordered = sorted(arms.values(), key=lambda arm: arm.name != "policy")
+    return Evaluation(tuple(ordered), foresight, provenance)
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for path in sorted(folder.rglob(RESULTS_FILE), key=lambda path: (len(path.parts), path)):
+        if not any(path.parent.is_relative_to(above) for above in found):
+            found.append(path.parent)
+    return found
+
+
+def _text(part: Any) -> str:
+    return str(yaml.safe_dump(part, sort_keys=False, allow_unicode=True)).removesuffix("...\n").strip()

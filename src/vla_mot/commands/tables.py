@@ -1,0 +1,62 @@
+"""Results as tables for people."""
+
+from rich.table import Table
+
+from vla_mot.commands.console import console
+from vla_mot.evaluate.foresight import ForesightReport
+from vla_mot.evaluate.intervals import Interval
+from vla_mot.evaluate.results import Evaluation
+
+_METHODS = {
+    "foresight": "foreseen",
+    "no_history": "foreseen, history replaced",
+    "copy_last": "copy of the last frame",
+    "training_mean": "mean of the training data",
+}
+
+
+def show_success(evaluation: Evaluation) -> None:
+    """Print success with Wilson's 95 % interval, the verdicts, and the paired difference to the first arm."""
+    table = Table(title="Success in closed loop", title_justify="left")
+    table.add_column("controller")
+    for heading in ("success", "95 % interval", "first minus this"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdicts", style="dim")
+    differences = evaluation.comparisons() if len(evaluation.arms) > 1 else {}
+    for arm in evaluation.arms:
+        wins = sum(episode.success for episode in arm.episodes)
+        interval = f"{100 * arm.success.low:.0f} … {100 * arm.success.high:.0f} %"
+        pair = differences.get(arm.name)
+        gain = "" if pair is None else f"{100 * pair.difference.value:+.0f} %"
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in arm.verdicts.items())
+        table.add_row(arm.label, f"{wins}/{len(arm.episodes)}", interval, gain, verdicts)
+    console.print(table)
+
+
+def show_foresight(report: ForesightReport) -> None:
+    """Print, per view, the error where something moves, its ratio to the foresight's, and the picture's PSNR."""
+    table = Table(
+        title=f"Foresight {report.offset_frames} frames ahead, on {report.samples} frames of {report.episodes} "
+        "episodes in which something moves",
+        title_justify="left",
+    )
+    table.add_column("view")
+    table.add_column("prediction")
+    for heading in (
+        "error where it moves",
+        "times the foreseen's",
+        "error of the whole",
+        "PSNR of the whole",
+    ):
+        table.add_column(heading, justify="right")
+    for view in report.views:
+        for method, label in _METHODS.items():
+            moving, whole = report.score(view, "moving", method), report.score(view, "whole", method)
+            psnr = "" if whole.psnr is None else f"{whole.psnr.value:.1f} dB"
+            table.add_row(view, label, _span(moving.mse), _span(moving.ratio), _span(whole.mse), psnr)
+        table.add_section()
+    console.print(table)
+
+
+def _span(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f} … {interval.high:.3f})"

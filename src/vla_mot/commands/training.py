@@ -1,0 +1,164 @@
+"""Puts a training run together: dataset, statistics, frames, model, batches, trainer.
+
+The order is the content: what is cheap and can fail comes first, so that a mistake leaves nothing behind.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from vla_mot.commands.console import console, progress
+from vla_mot.commands.settings import TrainingConfig
+from vla_mot.data.frame_cache import FrameCache
+from vla_mot.data.source import Source
+from vla_mot.data.split import split_episodes
+from vla_mot.data.statistics import compute_statistics
+from vla_mot.data.stream import BatchStream
+from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
+from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.hub.native import WEIGHTS_FILE, PolicySpec, load_weights
+from vla_mot.model.model import VlaMotModel
+from vla_mot.robots.processor import Processor
+from vla_mot.train.loop import Trainer
+
+_FIT_FRAMES = 512  # training frames that the foresight tokenizer's statistics are fitted on
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset ready for training: its split, statistics, decoded frames, and how windows become batches."""
+
+    source: Source
+    spec: PolicySpec
+    training: WindowDataset
+    validation: WindowDataset | None
+    cache: FrameCache
+
+
+def open_data(config: TrainingConfig) -> Data:
+    """Open the dataset, split it by episodes, compute statistics, decode its frames.
+
+    Raises DatasetError or ConfigError when it does not fit the embodiment or the model.
+    """
+    source = Source.open(config.data.root, config.embodiment, config.data.repo_id)
+    data = config.data
+    chosen, held_out = split_episodes(source.num_episodes, data.validation_fraction, data.split_seed)
+    statistics = compute_statistics(source, config.model.chunk_size, data.action_mode, chosen)
+    spec = PolicySpec(config.model, config.embodiment, statistics, data.action_mode, config.sampler)
+    with progress("frames") as advance:
+        cache = FrameCache.open(source, config.model.view_size, data.cache, advance)
+    window = WindowConfig(config.model.chunk_size, config.model.offset_frames, config.model.view_size)
+    return Data(
+        source=source,
+        spec=spec,
+        training=WindowDataset(source, cache, window, chosen),
+        validation=WindowDataset(source, cache, window, held_out) if held_out else None,
+        cache=cache,
+    )
+
+
+def build_model(config: TrainingConfig, data: Data, init_from: Path | None = None) -> VlaMotModel:
+    """A model seeded by `train.seed` whose tokenizer is fitted on training frames, or with a policy's weights.
+
+    Raises ConfigError when the options fit no model, CheckpointError when the weights do not fit.
+    """
+    torch.manual_seed(config.train.seed)
+    try:
+        model = VlaMotModel(config.model)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"no model can be built from these options ({type(error).__name__}: {error}); compare conf/model/ and "
+            "conf/backbone/."
+        ) from error
+    if init_from is None:
+        model.tokenizer.fit(_tokenizer_pictures(model, data))
+    else:
+        load_weights(model, init_from / WEIGHTS_FILE)
+    return model
+
+
+def _tokenizer_pictures(model: VlaMotModel, data: Data) -> torch.Tensor:
+    """Training frames of all views in [−1, 1], evenly spread, at the tokenizer's size: `(N, 3, H, W)`."""
+    frames = _spread(data.training.frames, _FIT_FRAMES)
+    pictures = data.cache.gather(frames).flatten(0, 1).float() / 127.5 - 1
+    size = model.tokenizer.image_size
+    if pictures.shape[-2:] != size:
+        pictures = F.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
+    return pictures
+
+
+def make_collate(model: VlaMotModel, data: Data) -> Collate:
+    """What turns windows of this data into this model's batches."""
+    spec = data.spec
+    processor = Processor(
+        embodiment=spec.embodiment,
+        statistics=spec.statistics,
+        tokenize=model.understanding.tokenize,
+        image_size=spec.model.view_size,
+        state_width=spec.model.max_state_dim,
+        action_width=spec.model.max_action_dim,
+    )
+    return Collate(processor, data.source.tasks)
+
+
+def make_trainer(config: TrainingConfig, data: Data, model: VlaMotModel, run: Path) -> Trainer:
+    """Batches and trainer of one run folder. Raises ConfigError when the device is not there."""
+    if config.train.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"train.device={config.train.device} is asked for, but torch finds no CUDA device here."
+        )
+    collate = make_collate(model, data)
+    stream = BatchStream(data.training, collate, config.train.batch_size, config.train.seed)
+    validation = []
+    if data.validation is not None:
+        rows = _spread(torch.arange(len(data.validation)), config.train.val_samples)
+        parts = rows.split(config.train.batch_size)
+        validation = [collate(data.validation.__getitems__(part)) for part in parts]
+    return Trainer(model, data.spec, stream, validation, config.train, run)
+
+
+def spread_rows(dataset: WindowDataset, count: int) -> torch.Tensor:
+    """At most `count` rows of a dataset, evenly spread over its episodes."""
+    return _spread(torch.arange(len(dataset)), count)
+
+
+def _spread(values: torch.Tensor, count: int) -> torch.Tensor:
+    if len(values) <= count:
+        return values
+    return values[torch.linspace(0, len(values) - 1, count).round().long()]
+
+
+def require_same_data(folder: Path, facts: dict[str, object] | None, data: Data) -> None:
+    """Raise CheckpointError when a run that is to be resumed was trained on other data."""
+    before = (facts or {}).get("dataset")
+    if before is not None and before != data.source.content_hash:
+        raise CheckpointError(
+            f"{folder} was trained on other data than {data.source.root} holds now; resume with the same dataset, or "
+            "start a new run with init_from=…."
+        )
+
+
+def describe(config: TrainingConfig, data: Data, model: VlaMotModel) -> None:
+    """Say what is about to be trained, durations in frames and in seconds."""
+    fps, spec = config.embodiment.fps, config.model
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held_out = 0 if data.validation is None else len(set(data.validation.starts.tolist()))
+    epochs = config.train.steps * config.train.batch_size / len(data.training)
+    console.print(f"model      {weights:,} trained weights")
+    console.print(
+        f"data       {data.source.num_episodes} episodes ({held_out} for validation), "
+        f"{data.source.num_frames:,} frames at {fps:g} fps, embodiment {config.embodiment.name}"
+    )
+    console.print(
+        f"history and foresight  {spec.offset_frames} frames = {spec.offset_frames / fps:g} s; "
+        f"chunk {spec.chunk_size} steps = {spec.chunk_size / fps:g} s, "
+        f"{config.sampler.n_action_steps} of them executed"
+    )
+    console.print(
+        f"training   {config.train.steps} steps of {config.train.batch_size} samples = {epochs:.1f} epochs, "
+        f"seed {config.train.seed}"
+    )
