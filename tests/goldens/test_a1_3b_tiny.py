@@ -1,7 +1,8 @@
 """Our model with the released weights computes the released numbers (`a1_3b_tiny/README.txt`, `FACTS.md` §12).
 
-The released tokenizer is an autoencoder; its latents enter here as golden tensors. Reached on float32 CPU:
-embeddings 7e-6, layer outputs 2e-5, velocities and actions 1e-5, gradient norms 3e-6 relative.
+The released tokenizer is an autoencoder; its latents enter here as golden tensors. Reached in float32 on a CPU:
+embeddings 1e-6, expert outputs, velocities, foresight and actions 4e-6, squared errors 2e-5, gradient norms 2e-6
+relative. The bounds leave a factor of about five for other CPUs.
 """
 
 import json
@@ -22,7 +23,7 @@ from vla_mot.nn.expert import ExpertConfig
 from vla_mot.nn.masks import ACTION, GENERATION, STATE, TokenLayout, build_attn_mask
 from vla_mot.nn.rope import rotation
 
-TOLERANCE = 5e-5
+TOLERANCE = 2e-5
 REAL_DIMS = 7
 TEXT, PREFIX, MIDDLE, CHUNK = 10, 28, 96, 6
 
@@ -238,7 +239,7 @@ def test_gradients(golden: Golden) -> None:
         if gradient is None:
             assert numbers is None or numbers[0] == 0, key
         else:
-            assert abs(float(gradient.norm()) - numbers[0]) <= 1e-4 * numbers[0] + 1e-7, key
+            assert abs(float(gradient.norm()) - numbers[0]) <= 1e-5 * numbers[0] + 1e-7, key
             compared += 1
     assert compared > 100
 

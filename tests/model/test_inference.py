@@ -107,6 +107,7 @@ def test_a_sample_without_any_camera_or_text_stays_finite(model: VlaMotModel, ba
     )
     velocity, foresight = answer(model, blind.observation)
     assert velocity.isfinite().all() and foresight.isfinite().all()
+    assert model.prefill(blind.observation).last_position.tolist() == [0] * 4  # the state is its first token
 
 
 def test_predicted_latents_decode_to_pictures_of_every_view(model: VlaMotModel, batch: Batch) -> None:
