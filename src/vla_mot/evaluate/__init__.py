@@ -5,6 +5,6 @@ controllers  what acts in an environment: a policy, or any function of an observ
 closed_loop  many seeded episodes in step, with batched inference
 video        what the cameras saw and what the policy foresaw, as mp4
 foresight    foresight error against copying, a missing history and the training mean
-results      what an evaluation found, saved and loaded
-charts, picture, report   the same, drawn
+results, foresight_report   what was found, saved and loaded
+report       one HTML page (html, curves, report.css: its pieces); picture: one PNG; machine: what it ran on
 """

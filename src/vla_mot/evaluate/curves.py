@@ -89,13 +89,10 @@ def _curve(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """An average that forgets over about a thirtieth of the curve, started at the first value."""
-    keep = math.exp(-1 / max(1.0, len(values) / 30))
-    smooth, mean = [], values[0]
-    for value in values:
-        mean = keep * mean + (1 - keep) * value
-        smooth.append(mean)
-    return smooth
+    """A centred mean over about a thirtieth of the curve, narrower near its ends."""
+    half = len(values) // 60
+    reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+    return [sum(values[i - r : i + r + 1]) / (2 * r + 1) for i, r in enumerate(reach)]
 
 
 def _follow_page(svg: str) -> str:

@@ -15,12 +15,9 @@ Legend: `B` batch, `V` views, `C` latent channels, `h`/`w` latent rows and colum
 `M` methods, `G` regions, `Y` episode × view accumulators.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,103 +25,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_mot.batch import Batch, Observation
+from vla_mot.evaluate.foresight_report import (
+    METHODS,
+    REGIONS,
+    ForesightExample,
+    ForesightReport,
+    ForesightScore,
+)
 from vla_mot.evaluate.intervals import Interval, percentile_interval, resampled
 from vla_mot.model.model import VlaMotModel
-
-METHODS = ("foresight", "no_history", "copy_last", "training_mean")
-REGIONS = ("moving", "whole")
-SCORES_FILE, PICTURES_FILE = "foresight.json", "foresight.npz"
-
-
-@dataclass(frozen=True)
-class ForesightScore:
-    """One method in one view and region.
-
-    mse: mean squared latent error. ratio: this method's error over the foresight's, paired (above 1: foresight is
-    better). psnr: of the decoded pictures in dB against the true ones (region `whole` only, else None).
-    All with 95 % intervals from a bootstrap over episodes.
-    """
-
-    view: str
-    region: str
-    method: str
-    mse: Interval
-    ratio: Interval
-    psnr: Interval | None
-
-
-@dataclass(frozen=True)
-class ForesightExample:
-    """One sample of one view, `(H, W, 3)` uint8 each: frames t − m, t and t + m, and what was foreseen for t + m,
-    with the history and with the history replaced. Copying the last frame is `present` itself."""
-
-    view: str
-    episode: int
-    past: np.ndarray
-    present: np.ndarray
-    future: np.ndarray
-    foreseen: np.ndarray
-    no_history: np.ndarray
-
-
-@dataclass(frozen=True)
-class ForesightReport:
-    """Scores for every (view, region, method), with the number of samples in which something moves and of their
-    episodes, the offset m in frames, the threshold of movement, and example pictures."""
-
-    scores: tuple[ForesightScore, ...]
-    samples: int
-    episodes: int
-    offset_frames: int
-    threshold: float
-    examples: tuple[ForesightExample, ...] = ()
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The views, in the order of the camera slots."""
-        return tuple(dict.fromkeys(score.view for score in self.scores))
-
-    def score(self, view: str, region: str, method: str) -> ForesightScore:
-        """The score of one method. Raises KeyError when there is none."""
-        for score in self.scores:
-            if (score.view, score.region, score.method) == (view, region, method):
-                return score
-        raise KeyError(f"no score for {view!r}, {region!r}, {method!r}")
-
-    def save(self, folder: Path) -> None:
-        """Write `foresight.json` and, with the pictures, `foresight.npz`."""
-        content = {
-            "offset_frames": self.offset_frames,
-            "threshold": self.threshold,
-            "samples": self.samples,
-            "episodes": self.episodes,
-            "scores": [asdict(score) for score in self.scores],
-            "examples": [{"view": example.view, "episode": example.episode} for example in self.examples],
-        }
-        (folder / SCORES_FILE).write_text(json.dumps(content, indent=2) + "\n")
-        pictures = {
-            f"{number}/{name}": getattr(example, name)
-            for number, example in enumerate(self.examples)
-            for name in _PICTURES
-        }
-        np.savez_compressed(folder / PICTURES_FILE, **pictures)
-
-    @classmethod
-    def load(cls, folder: Path) -> "ForesightReport | None":
-        """Read what `save` wrote; None when there is nothing."""
-        if not (folder / SCORES_FILE).is_file():
-            return None
-        content = json.loads((folder / SCORES_FILE).read_text())
-        with np.load(folder / PICTURES_FILE) as pictures:
-            examples = tuple(
-                ForesightExample(**head, **{name: pictures[f"{number}/{name}"] for name in _PICTURES})
-                for number, head in enumerate(content.pop("examples"))
-            )
-        scores = tuple(_score_from_dict(score) for score in content.pop("scores"))
-        return cls(scores=scores, examples=examples, **content)
-
-
-_PICTURES = ("past", "present", "future", "foreseen", "no_history")
 
 
 @torch.no_grad()
@@ -330,10 +239,3 @@ class _Album:
 
     def examples(self) -> list[ForesightExample]:
         return [example for _, examples in self.best.values() for example in examples]
-
-
-def _score_from_dict(spec: dict[str, Any]) -> ForesightScore:
-    given = dict(spec)
-    for name in ("mse", "ratio", "psnr"):
-        given[name] = None if given[name] is None else Interval(**given[name])
-    return ForesightScore(**given)

@@ -22,10 +22,6 @@ class Interval:
     low: float
     high: float
 
-    def percent(self) -> str:
-        """`72 % (64 … 79)`, for a share in [0, 1]."""
-        return f"{self.value:.0%} ({100 * self.low:.0f} … {100 * self.high:.0f})".replace("%", " %")
-
 
 @dataclass(frozen=True)
 class PairedDifference:

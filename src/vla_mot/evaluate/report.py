@@ -6,19 +6,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vla_mot.evaluate import html
 from vla_mot.evaluate.curves import learning_curves
-from vla_mot.evaluate.foresight import METHODS, ForesightExample, ForesightReport
-from vla_mot.evaluate.intervals import Interval, PairedDifference
+from vla_mot.evaluate.foresight_report import METHODS, ForesightExample, ForesightReport
+from vla_mot.evaluate.intervals import PairedDifference
 from vla_mot.evaluate.results import Arm, Evaluation
+from vla_mot.evaluate.wording import difference, duration, percent, percents, points, psnr
 
 METHOD_LABELS = {
     "foresight": "Foresight",
-    "no_history": "Foresight, history replaced by the present",
+    "no_history": "Foresight, no history",
     "copy_last": "Copy of the last frame",
-    "training_mean": "Mean of the training data",
+    "training_mean": "Mean of training data",
 }
 VERDICT_COLOURS = {
     "success": "var(--accent)",
@@ -27,6 +26,10 @@ VERDICT_COLOURS = {
     "time_out": "var(--late)",
 }
 _OTHER_VERDICT = "var(--soft)"
+_TILE_NOTES = {
+    "no_history": "of success when the present frame replaces its history",
+    "other_instruction": "of success when it is told to fetch the other object",
+}
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,14 @@ def _tiles(content: ReportContent) -> str:
     evaluation = content.evaluation
     if evaluation and evaluation.arms:
         first = evaluation.arms[0]
-        success = first.success
         tiles.append(
-            (f"{success.value:.0%}", f"success of {first.label}, 95 % interval {_percents(success)}, "
-             f"{len(first.episodes)} episodes")
+            (percent(first.success.value), f"{first.label}: success in {len(first.episodes)} episodes, "
+             f"interval {percents(first.success)}")
         )  # fmt: skip
         tiles += [
-            (_points(-difference.difference.value), f"{arm.label} (paired)")
-            for arm, difference in _differences(evaluation)
-            if arm.name in ("no_history", "other_instruction")
+            (points(-paired.difference.value), _TILE_NOTES[arm.name])
+            for arm, paired in _differences(evaluation)
+            if arm.name in _TILE_NOTES
         ]
     if evaluation and evaluation.foresight:
         report = evaluation.foresight
@@ -114,7 +116,7 @@ def _tiles(content: ReportContent) -> str:
         )
     seconds = [record["seconds"] for record in content.records if "seconds" in record]
     if seconds:
-        tiles.append((_duration(seconds[-1]), f"of training, {content.records[-1]['step']:,} steps"))
+        tiles.append((duration(seconds[-1]), f"of training, {content.records[-1]['step']:,} steps"))
     cells = "".join(
         f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles
     )
@@ -123,19 +125,26 @@ def _tiles(content: ReportContent) -> str:
 
 def _success(evaluation: Evaluation) -> str:
     episodes = evaluation.arms[0].episodes
-    differences = {arm.name: difference for arm, difference in _differences(evaluation)}
+    differences = evaluation.comparisons()
     rows = [
         [
             escape(arm.label),
             html.interval_bar(arm.success, 1.0, accent=number == 0),
-            html.number(f"{arm.success.value:.0%}".replace("%", " %")),
-            html.number(_percents(arm.success), dim=True),
+            html.number(percent(arm.success.value)),
+            html.number(percents(arm.success), dim=True),
             html.number(str(len(arm.episodes)), dim=True),
-            html.number(_difference(differences.get(arm.name)), dim=True),
+            html.number(difference(differences.get(arm.name)), dim=True),
         ]
         for number, arm in enumerate(evaluation.arms)
     ]
-    head = ["", "", "success", "95 % interval", "episodes", f"{evaluation.arms[0].label} − this one, paired"]
+    head = [
+        "",
+        "",
+        "success",
+        "95\u00a0% interval",
+        "episodes",
+        f"{evaluation.arms[0].label} − this one, paired",
+    ]
     return _section(
         "Closed loop",
         f"{len(episodes)} episodes per row, the same seeds in each. Intervals are Wilson's; differences are "
@@ -193,7 +202,7 @@ def _pictures(report: ForesightReport) -> str:
 def _strip_cell(example: ForesightExample, text: str, name: str) -> str:
     array = getattr(example, name)
     predicted = text.startswith(("foreseen", "copy"))
-    caption = f"<small>{_psnr(array, example.future)}</small>" if predicted else ""
+    caption = f"<small>{psnr(array, example.future)}</small>" if predicted else ""
     mark = ' class="main"' if name == "foreseen" else ""
     return f"<td{mark}>{html.picture(array, f'{example.view}, {text}')}{caption}</td>"
 
@@ -207,9 +216,9 @@ def _foresight(report: ForesightReport) -> str:
     return _section(
         "Foresight, scored",
         f"Mean squared error of latents (lower is better) over {report.samples:,} samples of {report.episodes} "
-        "validation episodes, with 95 % intervals from a bootstrap over episodes; × is this row's error over "
-        "foresight's, paired. Copying cannot do well where cells were chosen because they change; that is why the "
-        "whole picture and the other rows are there.",
+        "validation episodes, with 95\u00a0% intervals from a bootstrap over episodes; × is this row's error over "
+        "foresight's, paired. No history: the present frame stands in for the past one. Copying cannot do well where "
+        "cells were chosen because they change; that is why the whole picture and the other rows are there.",
         *tables,
     )
 
@@ -217,7 +226,7 @@ def _foresight(report: ForesightReport) -> str:
 def _score_table(report: ForesightReport, region: str) -> str:
     head = [""]
     for view in report.views:
-        head += [view, "error", "95 % interval", "×"] + (["PSNR"] if region == "whole" else [])
+        head += [view, "error", "95\u00a0% interval", "×"] + (["PSNR"] if region == "whole" else [])
     largest = {
         view: max(report.score(view, region, method).mse.high for method in METHODS) for view in report.views
     }
@@ -235,7 +244,7 @@ def _score_table(report: ForesightReport, region: str) -> str:
             if region == "whole":
                 row.append(html.number(f"{score.psnr.value:.1f} dB" if score.psnr else "–"))
         rows.append(row)
-    return html.table(head, rows, emphasize_first=True)
+    return f'<div class="scores">{html.table(head, rows, emphasize_first=True)}</div>'
 
 
 def _films(videos: Mapping[str, Path]) -> str:
@@ -265,37 +274,6 @@ def _making(content: ReportContent) -> str:
     return _section("How it was made", "", html.definitions(facts) if facts else "", folded)
 
 
-# ---- numbers as text ----------------------------------------------------------------------------------------
-
-
 def _differences(evaluation: Evaluation) -> list[tuple[Arm, PairedDifference]]:
     found = evaluation.comparisons()
     return [(arm, found[arm.name]) for arm in evaluation.arms[1:]]
-
-
-def _percents(interval: Interval) -> str:
-    return f"{100 * interval.low:.0f} … {100 * interval.high:.0f} %"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.0f} pts".replace("-", "−")
-
-
-def _difference(paired: PairedDifference | None) -> str:
-    if paired is None:
-        return ""
-    low, high = (
-        f"{100 * end:+.0f}".replace("-", "−") for end in (paired.difference.low, paired.difference.high)
-    )
-    return f"{_points(paired.difference.value)} ({low} … {high})"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _psnr(array: np.ndarray, truth: np.ndarray) -> str:
-    error = float(np.square((array.astype(np.float64) - truth) / 255).mean())
-    return "exact" if error == 0 else f"{-10 * np.log10(error):.1f} dB"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_mot.errors import ConfigError
-from vla_mot.evaluate.foresight import ForesightReport
+from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.evaluate.intervals import Interval, PairedDifference, paired_difference, wilson
 
 RESULTS_FILE, EPISODES_FILE = "results.json", "episodes.csv"

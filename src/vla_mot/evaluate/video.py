@@ -30,9 +30,9 @@ class EpisodeVideo:
         rows = 2 if self._has_foresight else 1
         sheet = Image.new("RGB", (_TILE * len(cameras), (_BAR + _TILE) * rows), _PAPER)
         draw = ImageDraw.Draw(sheet)
-        draw.text((8, 6), caption, fill=_INK)
+        draw.text((8, 4), caption, fill=_INK, font_size=14)
         if rows == 2:
-            draw.text((8, _BAR + _TILE + 6), "foreseen" if foreseen else "", fill=_INK)
+            draw.text((8, _BAR + _TILE + 4), "foreseen" if foreseen else "", fill=_INK, font_size=14)
         for column, (name, picture) in enumerate(cameras.items()):
             sheet.paste(_tile(picture), (column * _TILE, _BAR))
             if name in foreseen:
