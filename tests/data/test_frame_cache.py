@@ -49,9 +49,14 @@ def test_a_second_opening_decodes_nothing(source, cache):
     assert again.folder == cache.folder
 
 
-def test_progress_counts_frames(source, tmp_path):
+def test_progress_counts_frames_and_nothing_shows_before_the_end(source, tmp_path):
     seen = []
-    FrameCache.open(source, (8, 8), tmp_path, lambda done, total: seen.append((done, total)))
+
+    def progress(done, total):
+        assert all(name.startswith(".") for name in names(tmp_path))
+        seen.append((done, total))
+
+    FrameCache.open(source, (8, 8), tmp_path, progress)
     assert seen == [(20, 60), (33, 60), (53, 60), (60, 60)]
 
 
