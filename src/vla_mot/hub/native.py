@@ -82,7 +82,7 @@ class PolicySpec:
             "type": TYPE,
             "n_obs_steps": 1,
             "input_features": {key: image for _, key in self.embodiment.present_cameras}
-            | {"observation.state": {"type": "STATE", "shape": [self.embodiment.state_dim]}},
+            | {f.key: {"type": "STATE", "shape": [len(f.names)]} for f in self.embodiment.state},
             "output_features": {"action": {"type": "ACTION", "shape": [self.embodiment.action_dim]}},
             "chunk_size": self.model.chunk_size,
             "n_action_steps": self.sampler.n_action_steps,
