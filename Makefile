@@ -38,7 +38,7 @@ format: setup ## rewrite what ruff can mend by itself
 	$(BIN)/ruff format $(SOURCES)
 
 bench: setup ## every script in benchmarks/; each prints commit, device, dtype and shapes with its numbers
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 lock: setup ## resolve pyproject.toml again into requirements.lock: versions and hashes, no addresses
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header \
