@@ -31,7 +31,7 @@ class ConveyorEnvConfig(EnvConfig):
     image_size: int = 64
     motion: str = "dynamic"
     target: str | None = None
-    max_steps: int = 60
+    max_steps: int = 50
     render_mode: str = "rgb_array"
     features: dict[str, PolicyFeature] = field(default_factory=dict)
     features_map: dict[str, str] = field(

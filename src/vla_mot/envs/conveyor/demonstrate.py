@@ -2,9 +2,10 @@
 
 Behaviour cloning of chunks drifts: a learned policy comes to places where a perfect expert never was. So the
 executed action is disturbed while the *label* is the undisturbed action of an expert that replans at every
-step from where the gripper really is (DART: Laskey et al. 2017). Two disturbances are mixed: a slowly varying
-tremor, and now and then a push that holds the gripper off course for several steps, long enough for a missed
-grasp, from which the following labels recover.
+step from where the gripper really is (DART: Laskey et al. 2017). The disturbances: a wait at the start, a slowly
+varying tremor, and pushes that hold the gripper off course for several steps, long enough for a missed grasp,
+from which the following labels recover. None of them depends on the belt's velocity, so that where a gripper is
+found never gives the velocity away.
 """
 
 from collections.abc import Iterator
@@ -19,21 +20,30 @@ from vla_mot.envs.conveyor.expert import plan_chunk
 
 @dataclass(frozen=True)
 class DemonstrationNoise:
-    """How demonstrations are disturbed; `DemonstrationNoise(0, 0, 0)` disturbs nothing.
+    """How demonstrations are disturbed.
 
     Attributes:
         tremor: standard deviation in metres of the slow disturbance of x and y.
+        correlation: of the tremor, from one step to the next.
         push_rate: probability per step that a push begins.
         push: largest offset in metres of a push along x (along y: half of it).
         push_steps: least and most steps that a push lasts.
-        correlation: of the tremor, from one step to the next.
+        approach_push_rate: probability that the episode begins with a push.
+        approach_push, approach_push_steps: its size and length. A policy cannot know the velocity in its
+            first chunk, so it must have seen itself off course when the second begins.
+        wait_steps: least and most steps that the gripper is held still at first. Otherwise its height would
+            tell how long the belt has been running, and the blocks' place then hints at the velocity.
     """
 
-    tremor: float = 0.005
+    tremor: float = 0.004
+    correlation: float = 0.7
     push_rate: float = 0.03
     push: float = 0.045
     push_steps: tuple[int, int] = (2, 6)
-    correlation: float = 0.7
+    approach_push_rate: float = 0.7
+    approach_push: float = 0.08
+    approach_push_steps: tuple[int, int] = (6, 14)
+    wait_steps: tuple[int, int] = (0, 8)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ def demonstrate(
     """Play one seeded episode with the velocity-knowing expert, replanning at every step.
 
     Args:
-        env: a `ConveyorEnv`, or a wrapper around one that does not change actions.
+        env: a `ConveyorEnv`, or a wrapper around one that does not change actions. Waits and recoveries take
+            time: give it `max_steps=90`.
         seed: of the scene and of the disturbance.
         noise: how to disturb; None takes the defaults.
         options: handed to `env.reset`, for example `{"target": "red"}`.
@@ -80,7 +91,7 @@ def demonstrate(
     while not ended:
         state = robot.privileged_state()
         action = plan_chunk(state, robot.target_index, state.belt_velocity, steps=1)[0]
-        disturbed = action + disturbance.draw()
+        disturbed = disturbance.apply(action, np.array(state.gripper))
         executed = np.clip(disturbed, robot.action_space.low, robot.action_space.high).astype(np.float32)
         following, _, terminated, truncated, info = env.step(executed)
         yield DemonstrationStep(observation, action, executed, info, robot.task)
@@ -94,18 +105,27 @@ class _Disturbance:
         self._noise = noise
         self._rng = np.random.default_rng([seed, 0xD157])
         self._tremor: np.ndarray = np.zeros(2)
-        self._push = np.zeros(2)
+        self._push: np.ndarray = np.zeros(2)
         self._push_left = 0
+        self._wait_left = int(self._rng.integers(*noise.wait_steps, endpoint=True))
+        if self._rng.random() < noise.approach_push_rate:
+            self._begin(noise.approach_push, noise.approach_push_steps)
 
-    def draw(self) -> np.ndarray:
-        """(3,) offset for this step's action; the aperture is left alone."""
+    def _begin(self, size: float, steps: tuple[int, int]) -> None:
+        self._push = self._rng.uniform(-size, size, 2) * [1.0, 0.5]
+        self._push_left = int(self._rng.integers(*steps, endpoint=True))
+
+    def apply(self, action: np.ndarray, gripper: np.ndarray) -> np.ndarray:
+        """The (3,) action to execute instead of `action`; the aperture is left alone."""
+        if self._wait_left > 0:
+            self._wait_left -= 1
+            return gripper
         noise, rng = self._noise, self._rng
         fresh = rng.normal(0.0, noise.tremor, 2) * (1 - noise.correlation**2) ** 0.5
         self._tremor = noise.correlation * self._tremor + fresh
         if self._push_left > 0:
             self._push_left -= 1
         elif rng.random() < noise.push_rate:
-            self._push = rng.uniform(-noise.push, noise.push, 2) * [1.0, 0.5]
-            self._push_left = int(rng.integers(*noise.push_steps, endpoint=True))
+            self._begin(noise.push, noise.push_steps)
         push = self._push if self._push_left > 0 else np.zeros(2)
-        return np.append(self._tremor + push, 0.0)
+        return action + np.append(self._tremor + push, 0.0)

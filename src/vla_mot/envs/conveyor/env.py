@@ -37,7 +37,7 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         image_size: side of each camera's picture in pixels.
         motion: `dynamic`, or `static` for the same scenes with the belt at rest.
         target: colour that every episode asks for; None draws it per episode.
-        max_steps: control steps until `time_out`.
+        max_steps: control steps until `time_out`; a clean pick takes about 38.
         render_mode: `rgb_array` or None.
         obs_type: `pixels_agent_pos`, or `agent_pos` to skip the cameras.
 
@@ -52,7 +52,7 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         image_size: int = 64,
         motion: Literal["dynamic", "static"] = "dynamic",
         target: str | None = None,
-        max_steps: int = 60,
+        max_steps: int = 50,
         render_mode: str | None = None,
         obs_type: Literal["pixels_agent_pos", "agent_pos"] = "pixels_agent_pos",
     ) -> None:

@@ -1,6 +1,6 @@
 """A scripted expert that plans chunks from a believed belt velocity, and executes them open loop.
 
-One memoryless controller says where the gripper should be one step later. A plan rolls that controller out in
+One memoryless controller says what to command now. A plan rolls that controller out in
 a simple kinematic model of the world, in which blocks ride at the *believed* velocity. So a plan is a smooth
 function of the gripper's offset to the block, the velocity and the phase, and an expert with a wrong belief
 fails the way a policy does that cannot see motion: it goes to where the block was.
@@ -17,12 +17,11 @@ HOVER_Y = 0.215  # m, fingertips clear of the blocks
 BLOCK_EDGE_Y = geo.BELT_Y + geo.BLOCK_SIZE / 2  # m, the side of a block that faces the gripper
 GRASP_Y = geo.BELT_Y - 0.005  # m, fingertips while closing
 CLEAR_Y = BLOCK_EDGE_Y + 0.01  # m, above this the gripper may move along x freely
-ALIGNED = 0.024  # m, descend only when closer to the block's (believed) position than this
+ALIGNED = 0.044  # m, descend only when closer to the block's (believed) position than this
 CLOSED_APERTURE = 0.056  # m, commanded to squeeze a block
 RELEASE_Y = geo.TRAY_Y - 0.01  # m, fingertips while opening over the tray
 RELEASE_RADIUS = 0.025  # m
 DRIVE_STEP = geo.CONTROL_DT * np.array([geo.X_SPEED, geo.Y_SPEED, geo.APERTURE_SPEED])  # m per action
-COMMAND_STEP = DRIVE_STEP * [1.0, 1.0, 1.5]  # the aperture command leads, so that closed fingers squeeze
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ def plan_chunk(state: WorldState, target: int, velocity: float, steps: int) -> n
         steps: length of the chunk.
 
     Returns:
-        (steps, 3) float32, position targets (x, y, aperture) in metres, one per control step.
+        (steps, 3) float32, position targets (x, y, aperture) in metres, one per control step; a target may take
+        several steps to reach.
     """
     x, y = state.block_xy[target]
     belief = _Belief(np.array(state.gripper), float(x), float(y), velocity, state.held == target)
@@ -59,14 +59,17 @@ def plan_chunk(state: WorldState, target: int, velocity: float, steps: int) -> n
 
 
 def _next_command(belief: _Belief) -> np.ndarray:
-    """Where the gripper should be one step later: (3,) metres, reachable within that step."""
+    """The (x, y, aperture) in metres to command now.
+
+    Goals, not small steps: the drives' own limits shape the way there. So an action hardly depends on where a
+    disturbance has put the gripper, and the actions recorded after a disturbance still fit the chunk that
+    began before it.
+    """
     if belief.held:
-        goal = _carry(belief)
-    elif belief.block_y > HOVER_Y:  # already delivered: stay, open
-        goal = np.array([belief.gripper[0], belief.gripper[1], geo.APERTURE_MAX])
-    else:
-        goal = _fetch(belief)
-    return belief.gripper + np.clip(goal - belief.gripper, -COMMAND_STEP, COMMAND_STEP)
+        return _carry(belief)
+    if belief.block_y > HOVER_Y:  # already delivered: stay, open
+        return np.array([belief.gripper[0], belief.gripper[1], geo.APERTURE_MAX])
+    return _fetch(belief)
 
 
 def _fetch(belief: _Belief) -> np.ndarray:
@@ -76,7 +79,7 @@ def _fetch(belief: _Belief) -> np.ndarray:
         squeeze = y < GRASP_Y + 0.015
         return np.array([meet_x, GRASP_Y, CLOSED_APERTURE if squeeze else geo.APERTURE_MAX])
     is_open = aperture > geo.APERTURE_MAX - 0.01
-    aligned = abs(meet_x - x) < ALIGNED + DRIVE_STEP[0]
+    aligned = abs(meet_x - x) < ALIGNED
     goal_x = meet_x if aligned or y > CLEAR_Y else x
     return np.array([goal_x, GRASP_Y if is_open and aligned else HOVER_Y, geo.APERTURE_MAX])
 
@@ -87,8 +90,7 @@ def _carry(belief: _Belief) -> np.ndarray:
         return np.array([geo.TRAY_X, RELEASE_Y, geo.APERTURE_MAX])
     # Off the belt first, then sideways, so that the neighbour is not swept along.
     freedom = float(np.clip((y - GRASP_Y) / 0.06, 0.0, 1.0))
-    sideways = np.clip(geo.TRAY_X - x, -DRIVE_STEP[0], DRIVE_STEP[0]) * freedom
-    return np.array([x + sideways, RELEASE_Y, CLOSED_APERTURE])
+    return np.array([x + freedom * (geo.TRAY_X - x), RELEASE_Y, CLOSED_APERTURE])
 
 
 def _between_fingers(belief: _Belief) -> bool:

@@ -6,10 +6,15 @@ picture; its position is the point midway between its two fingertips.
 
     y 0.60  ─────────────┬────────────  the arm comes from here
                      ┌───┴───┐
-    y 0.40        ┌──│ tray  │──┐       0.43 … 0.29: where a picked block belongs
-                  └──│       │──┘
-    y 0.21           │       │          hover: fingertips clear of the blocks
+    y 0.44           │       │          fingertips at the start
+                  ┌──┴───────┴──┐
+    y 0.36        └─── tray ────┘       0.29 … 0.43: where a picked block belongs
+    y 0.21                              hover: fingertips clear of the blocks
     y 0.12  ══ ■ ═══════ ■ ══════════   the belt, and two blocks riding on it
+
+The numbers below decide how much motion matters. A gripper that dives at once passes the blocks' edge (y 0.156)
+after 18 steps of 0.1 s. A policy that acts in chunks of 10 last looked 0.8 s before that, and since then the belt
+has moved 36 … 52 mm, where the open fingers forgive 20 mm. Whoever knows the velocity has those 20 mm as margin.
 """
 
 from dataclasses import dataclass
@@ -32,15 +37,15 @@ TRAY_HALF_WIDTH, TRAY_HALF_HEIGHT = 0.09, 0.07  # m
 FINGER_WIDTH, FINGER_LENGTH = 0.014, 0.085  # m
 APERTURE_MIN, APERTURE_MAX = 0.03, 0.112  # m, free space between the fingers
 X_LIMIT = 0.27  # m, the gripper stays within +-X_LIMIT
-Y_MIN, Y_MAX = 0.10, 0.42  # m, fingertip range
+Y_MIN, Y_MAX = 0.10, 0.46  # m, fingertip range
 
-X_SPEED, Y_SPEED, APERTURE_SPEED = 0.22, 0.16, 0.12  # m/s, limits of the gripper's drives
+X_SPEED, Y_SPEED, APERTURE_SPEED = 0.20, 0.16, 0.20  # m/s, limits of the gripper's drives
 
-BELT_SPEED = (0.05, 0.08)  # m/s, range of |velocity|
+BELT_SPEED = (0.045, 0.065)  # m/s, range of |velocity|
 BLOCK_SPACING = (0.15, 0.17)  # m, between the two block centres at the start
-BLOCK_MIDPOINT = 0.04  # m, the blocks' midpoint starts within +- this
+BLOCK_MIDPOINT = 0.05  # m, the blocks' midpoint starts within +- this
 GRIPPER_START_X = 0.04  # m, the gripper starts within +- this
-GRIPPER_START_Y = (0.35, 0.37)  # m
+GRIPPER_START_Y = (0.432, 0.448)  # m
 
 
 @dataclass(frozen=True)
