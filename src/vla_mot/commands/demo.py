@@ -18,12 +18,17 @@ from vla_mot.commands.console import clock, console, show_library_log
 from vla_mot.commands.resume import differences
 from vla_mot.commands.settings import TrainingConfig, fit, section, training_config
 from vla_mot.commands.stages import Stage, Stages, peak_memory_mib
-from vla_mot.evaluate.foresight import SCORES_FILE
+from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.evaluate.machine import describe_machine
+from vla_mot.evaluate.picture import draw_picture
 from vla_mot.evaluate.results import Arm, Evaluation
 from vla_mot.infer.policy import Policy
 
 _TRAINING_GROUPS = ("model", "backbone", "foresight", "embodiment", "data", "train", "sampler")
+_LEDE = (
+    "A tiny policy, trained from scratch on this machine on demonstrations that it recorded itself, drives a "
+    "gripper over a conveyor belt whose speed no single picture shows."
+)
 _PLACES = ("root", "cache")  # of data: where things lie decides nothing
 
 
@@ -176,8 +181,6 @@ def _joined(demo: Demo, provenance: Mapping[str, str]) -> Evaluation:
     found: list[Arm] = []
     for arm in arms.DEMO_ARMS:
         found += Evaluation.load(demo.evaluation / "arms" / arm.name).arms
-    from vla_mot.evaluate.foresight import ForesightReport
-
     return Evaluation(tuple(found), ForesightReport.load(demo.evaluation / "seen"), provenance)
 
 
@@ -187,17 +190,20 @@ def _report(demo: Demo, stages: Stages) -> None:
         "seed": str(demo.training.train.seed),
         "episodes": f"{demo.episodes.episodes} from seed {demo.episodes.seed}",
         **{f"time to {name}": clock(seconds) for name, seconds in stages.seconds.items()},
-        "peak memory": f"{peak_memory_mib():.0f} MiB",
+        "peak memory": f"{max(stages.peak_mib, peak_memory_mib()):.0f} MiB",
         **describe_machine(),
     }
-    _joined(demo, provenance).save(demo.evaluation)
-    report.write(demo.root, demo.root / "report.html")
+    evaluation = _joined(demo, provenance)
+    evaluation.save(demo.evaluation)
+    if evaluation.foresight is not None and evaluation.foresight.examples:
+        draw_picture(evaluation, demo.root / "picture.png")
+    report.write(demo.root, demo.root / "report.html", _LEDE)
 
 
 def _conclude(demo: Demo, stages: Stages) -> None:
     evaluation = Evaluation.load(demo.evaluation)
     console.print()
-    if (demo.evaluation / SCORES_FILE).is_file() and evaluation.foresight is not None:
+    if evaluation.foresight is not None:
         tables.show_foresight(evaluation.foresight)
     tables.show_success(evaluation)
     evaluating = sum(seconds for name, seconds in stages.seconds.items() if name.startswith("evaluate"))
@@ -205,6 +211,6 @@ def _conclude(demo: Demo, stages: Stages) -> None:
         f"time    record {clock(stages.seconds['record'])}, train {clock(stages.seconds['train'])}, "
         f"evaluate {clock(evaluating)}, in all {clock(sum(stages.seconds.values()))}"
     )
-    console.print(f"memory  {peak_memory_mib():.0f} MiB at most in this process")
+    console.print(f"memory  {stages.peak_mib:.0f} MiB at most")
     console.print(f"policy  {demo.root / 'policy'}")
     console.print(f"report  {demo.root / 'report.html'}")

@@ -14,7 +14,8 @@ from vla_mot.data.frame_cache import FrameCache
 from vla_mot.data.source import Source
 from vla_mot.data.split import split_episodes
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
-from vla_mot.evaluate.foresight import ForesightReport, mean_future_latents, score_foresight
+from vla_mot.evaluate.foresight import mean_future_latents, score_foresight
+from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.infer.policy import Policy
 
 _BATCH = 32

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -99,20 +100,19 @@ def _is_group(override: Override, groups: set[str]) -> bool:
 
 
 def _groups(name: str) -> set[str]:
-    """The preset groups that this command composes."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base=_VERSION_BASE):
-        composed = compose(name, return_hydra_config=True)
-    return {str(group) for group in composed.hydra.runtime.choices if not str(group).startswith(f"{_FREE}/")}
+    """The preset groups that this command composes: the entries of its defaults list."""
+    defaults = yaml.safe_load((conf_dir() / f"{name}.yaml").read_text())["defaults"]
+    return {str(group) for entry in defaults if isinstance(entry, dict) for group in entry}
 
 
 def _check_preset(override: Override, folders: list[Path]) -> None:
     group, value = override.key_or_group, override.value()
     if not isinstance(value, str) or override.is_delete():
         return
-    known = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    place = group.split("@")[0]
+    known = {path.stem for folder in folders for path in (folder / place).glob("*.yaml")}
     if value not in known:
-        raise ConfigError(f"{unknown_name(f'{group} preset', value, known)} Presets lie in conf/{group}/.")
+        raise ConfigError(f"{unknown_name(f'{place} preset', value, known)} Presets lie in conf/{place}/.")
 
 
 def _check_key(key: str, config: DictConfig) -> None:
@@ -129,26 +129,20 @@ def _check_key(key: str, config: DictConfig) -> None:
 
 
 def _unknown_key(key: str, parent: str, known: list[str], config: DictConfig) -> str:
-    prefix = f"{parent}." if parent else ""
-    here = [prefix + name for name in known]
-    message = unknown_name("key", key, here)
-    if not nearest(key, here):
-        # `steps` for `train.steps`: the same last word elsewhere
-        last = key.split(".")[-1]
-        elsewhere = [path for path in _leaves(config) if nearest(last, [path.split(".")[-1]])]
-        best = nearest(last, [path.split(".")[-1] for path in elsewhere])
-        named = next((p for p in elsewhere if repr(p.split(".")[-1]) in best), None)
-        if named:
-            message = message.replace(" Known:", f" Did you mean {named!r}? Known:", 1)
-    return message
+    """The message: the nearest key of the whole configuration, and those that stand where this one was looked for."""
+    here = sorted(f"{parent}.{name}" if parent else name for name in known)
+    paths = list(_paths(config))
+    same_word = [path for path in paths if path.split(".")[-1] == key.split(".")[-1]]
+    return f"unknown key {key!r}.{nearest(key, same_word) or nearest(key, paths)} Known: {', '.join(here) or 'none'}."
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+def _paths(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration."""
     for key in node if isinstance(node, DictConfig) and not node._is_none() else ():
         child = node._get_node(key)
         yield prefix + str(key)
         if isinstance(child, DictConfig):
-            yield from _leaves(child, f"{prefix}{key}.")
+            yield from _paths(child, f"{prefix}{key}.")
 
 
 def _composed(name: str, overrides: list[str], overlay: Path | None) -> DictConfig:

@@ -82,10 +82,11 @@ def train(run: Run) -> Path:
     A run is resumable from the moment its config.yaml stands in its folder. On an interrupt the present step is saved
     and `KeyboardInterrupt` is raised with how to go on.
     """
+    model = training.build_model(run.config)
     data = training.open_data(run.config)
     if run.resume:
         training.require_same_data(run.folder, folders.read_facts(run.folder / FACTS), data)
-    model = training.build_model(run.config, data, run.init_from)
+    training.prepare_weights(model, data, run.init_from)
     trainer = training.make_trainer(run.config, data, model, run.folder)
     if run.resume:
         _restore(trainer, run.folder)

@@ -1,6 +1,5 @@
 """`vla-mot report`: one self-contained HTML page about a run or a demo."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from vla_mot.errors import ConfigError, nearest
 from vla_mot.evaluate.report import ReportContent, write_report
 from vla_mot.evaluate.results import RESULTS_FILE, Arm, Evaluation
 from vla_mot.train.log import read_log
+
+_FILMS = 3  # they are inlined, so each makes the page heavier
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     console.print(f"report: {page}")
 
 
-def write(folder: Path, page: Path, provenance: Mapping[str, str] | None = None) -> Path:
+def write(folder: Path, page: Path, lede: str = "") -> Path:
     """Draw the page of a run (log.jsonl, config.yaml) or a demo (the same in run/), with every evaluation below it.
 
     Raises ConfigError when there is nothing to draw.
@@ -51,9 +52,10 @@ def write(folder: Path, page: Path, provenance: Mapping[str, str] | None = None)
     content = ReportContent(
         title=f"vla_mot: {folder.resolve().name}",
         records=records,
+        lede=lede,
         evaluation=evaluation,
+        videos=_videos(folder),
         config={name: _text(part) for name, part in config.items()},
-        provenance=provenance or {},
     )
     return write_report(content, page)
 
@@ -86,6 +88,13 @@ def _evaluations(folder: Path) -> list[Path]:
         if not any(path.parent.is_relative_to(above) for above in found):
             found.append(path.parent)
     return found
+
+
+def _videos(folder: Path) -> dict[str, Path]:
+    """Caption → a few of the films of the trained policy, else of whatever was filmed."""
+    films = sorted(folder.rglob("videos/**/*.mp4"))
+    chosen = [film for film in films if film.parent.name == "policy"] or films
+    return {f"episode {film.stem}": film for film in chosen[:_FILMS]}
 
 
 def _text(part: Any) -> str:

@@ -56,7 +56,7 @@ def fit(kind: Any, name: str, value: Any) -> Any:
     if origin is tuple:
         return _tuple(choices, name, value)
     if is_dataclass(kind):
-        return section(kind, name, value)
+        return section(cast(type, kind), name, value)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(_mismatch(name, "a group of keys", value))

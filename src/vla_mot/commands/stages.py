@@ -1,6 +1,6 @@
 """Stages of a chain that is resumable: what is finished and fits its configuration is not done again.
 
-    <root>/stages/<name>.json   {"fingerprint": …, "finished": …, "seconds": …}
+    <root>/stages/<name>.json   {"fingerprint": …, "finished": …, "seconds": …, "peak_mib": …}
 
 A stage's fingerprint covers its own settings, those of the stages that it builds on, and vla_mot's version.
 """
@@ -46,6 +46,7 @@ class Stages:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.seconds: dict[str, float] = {}
+        self.peak_mib = 0.0
         self._fingerprint = __version__
         if root.exists() and not (root / FOLDER).is_dir() and any(root.iterdir()):
             raise ConfigError(
@@ -58,6 +59,7 @@ class Stages:
         path = self.root / FOLDER / f"{stage.name}.json"
         facts = read_facts(path) or {}
         spent = float(facts.get("seconds", 0.0))
+        self.peak_mib = max(self.peak_mib, float(facts.get("peak_mib", 0.0)))
         same = facts.get("fingerprint") == self._fingerprint
         if same and facts.get("finished") and all(output.exists() for output in stage.outputs):
             console.print(f"[bold]{number} {stage.title}[/bold]: done before, in {clock(spent)}")
@@ -78,15 +80,17 @@ class Stages:
 
     def _timed(self, stage: Stage, path: Path, spent: float) -> float:
         """Do the work; the time spent is kept even when it is interrupted."""
-        started, finished = time.perf_counter(), False
-        write_facts(path, {"fingerprint": self._fingerprint, "finished": False, "seconds": spent})
+        facts: dict[str, Any] = {"fingerprint": self._fingerprint, "finished": False, "seconds": spent}
+        write_facts(path, facts)
+        started = time.perf_counter()
         try:
             stage.work()
-            finished = True
+            facts["finished"] = True
         finally:
-            spent += time.perf_counter() - started
-            write_facts(path, {"fingerprint": self._fingerprint, "finished": finished, "seconds": spent})
-        return spent
+            facts["seconds"] = spent + time.perf_counter() - started
+            self.peak_mib = facts["peak_mib"] = max(self.peak_mib, peak_memory_mib())
+            write_facts(path, facts)
+        return float(facts["seconds"])
 
 
 def fingerprint(before: str, settings: Any) -> str:

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from vla_mot.commands.console import console
-from vla_mot.evaluate.foresight import ForesightReport
+from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.evaluate.intervals import Interval
 from vla_mot.evaluate.results import Evaluation
 

@@ -59,26 +59,29 @@ def open_data(config: TrainingConfig) -> Data:
     )
 
 
-def build_model(config: TrainingConfig, data: Data, init_from: Path | None = None) -> VlaMotModel:
-    """A model seeded by `train.seed` whose tokenizer is fitted on training frames, or with a policy's weights.
-
-    Raises ConfigError when the options fit no model, CheckpointError when the weights do not fit.
-    """
+def build_model(config: TrainingConfig) -> VlaMotModel:
+    """A model with random weights, seeded by `train.seed`. Raises ConfigError when the options fit no model."""
     torch.manual_seed(config.train.seed)
     try:
-        model = VlaMotModel(config.model)
+        return VlaMotModel(config.model)
     except ConfigError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever a library objects to: it was handed nothing but options
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"no model can be built from these options ({type(error).__name__}: {error}); compare conf/model/ and "
-            "conf/backbone/."
+            f"no model can be built from these options ({reason}); compare conf/model/ and conf/backbone/."
         ) from error
+
+
+def prepare_weights(model: VlaMotModel, data: Data, init_from: Path | None = None) -> None:
+    """Fit the foresight tokenizer on training frames, or load the weights of a policy, all of them or nothing.
+
+    Raises CheckpointError when the weights do not fit.
+    """
     if init_from is None:
         model.tokenizer.fit(_tokenizer_pictures(model, data))
     else:
         load_weights(model, init_from / WEIGHTS_FILE)
-    return model
 
 
 def _tokenizer_pictures(model: VlaMotModel, data: Data) -> torch.Tensor:
