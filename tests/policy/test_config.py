@@ -1,12 +1,14 @@
 import json
 
 import pytest
+import yaml
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_policy_config
 
 from vla_mot.errors import ConfigError
 from vla_mot.hub.native import read_json, read_spec
 from vla_mot.policy import VlaMotConfig, VlaMotPolicy
+from vla_mot.policy.defaults import default_model
 
 
 def test_a_native_config_is_a_lerobot_config(native):
@@ -81,3 +83,15 @@ def test_an_unknown_key_of_a_checkpoint_is_refused(copied):
     (copied / "config.json").write_text(json.dumps(content | {"colour": "red"}))
     with pytest.raises(Exception, match="colour"):
         PreTrainedConfig.from_pretrained(copied)
+
+
+def test_the_default_is_the_tiny_preset_with_room(repository):
+    def read(name: str) -> dict:
+        return yaml.safe_load((repository / "conf" / f"{name}.yaml").read_text())
+
+    model, foresight, preset = default_model(), read("foresight/dct"), read("model/tiny")["model"]
+    assert model["backbone"] | {"text_length": 24} == read("backbone/qwen3_vl_tiny")
+    assert model["foresight"] == {key: foresight[key] for key in model["foresight"]}
+    for key in ("generation", "action", "view_size", "foresight_stride"):
+        assert model[key] == preset[key]
+    assert VlaMotConfig().model_config().max_action_dim == 32
