@@ -89,21 +89,18 @@ def _curve(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """A centred mean over about a thirtieth of the curve, narrower near its ends."""
+    """A centred mean over about a thirtieth of the curve; at its ends, over what there is of it."""
     half = len(values) // 60
-    reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
-    return [sum(values[i - r : i + r + 1]) / (2 * r + 1) for i, r in enumerate(reach)]
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _follow_page(svg: str) -> str:
     """Cut an SVG file down to what stands inside a page: no prologue, no addresses, the page's colours."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(
-        r'<svg\s+(width|height)="[^"]*"\s*', "<svg ", re.sub(r'\sheight="[\d.]+pt"', "", svg, count=1)
-    )
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(xmlns(:\w+)?|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     for colour, variable in _PAGE.items():
         svg = svg.replace(colour, variable)
     return svg

@@ -41,6 +41,7 @@ def mean_future_latents(model: VlaMotModel, batches: Iterable[Batch]) -> Tensor:
     """Mean latents `(V, C, h, w)` of the real future frames of the training data. Raises ValueError without any."""
     total, count = torch.zeros(()), torch.zeros(())
     for batch in batches:
+        batch = batch.to(_device(model))
         latents = model.encode_frames(batch.future.unsqueeze(2)).squeeze(2).double()
         seen = batch.future_mask.double()
         total = total + (latents * seen[:, :, None, None, None]).sum(0)
@@ -71,6 +72,7 @@ def score_foresight(
     sums = _Sums(len(view_names))
     album = _Album(view_names, num_examples)
     for batch, episodes in batches:
+        batch = batch.to(_device(model))
         latents = _predictions(model, batch, mean_latents)
         moved = _moving_cells(latents, batch, threshold)
         sums.add(latents, _picture_errors(model, batch, latents), moved, episodes)
@@ -87,6 +89,10 @@ def score_foresight(
         threshold=threshold,
         examples=tuple(album.examples()),
     )
+
+
+def _device(model: VlaMotModel) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _predictions(model: VlaMotModel, batch: Batch, mean_latents: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """What scoring foresight found: numbers with intervals and a few pictures, saved as JSON and NPZ and loaded again."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ class ForesightScore:
     mse: Interval
     ratio: Interval
     psnr: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        numbers = {"mse": self.mse, "ratio": self.ratio, "psnr": self.psnr}
+        names = {"view": self.view, "region": self.region, "method": self.method}
+        return names | {name: value and value.to_dict() for name, value in numbers.items()}
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> "ForesightScore":
+        """The inverse of `to_dict`."""
+        numbers = {name: spec[name] and Interval.from_dict(spec[name]) for name in ("mse", "ratio", "psnr")}
+        return cls(spec["view"], spec["region"], spec["method"], **numbers)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class ForesightReport:
             "threshold": self.threshold,
             "samples": self.samples,
             "episodes": self.episodes,
-            "scores": [asdict(score) for score in self.scores],
+            "scores": [score.to_dict() for score in self.scores],
             "examples": [{"view": example.view, "episode": example.episode} for example in self.examples],
         }
         (folder / SCORES_FILE).write_text(json.dumps(content, indent=2) + "\n")
@@ -99,12 +112,5 @@ class ForesightReport:
                 ForesightExample(**head, **{name: pictures[f"{number}/{name}"] for name in _PICTURES})
                 for number, head in enumerate(content.pop("examples"))
             )
-        scores = tuple(_score_from_dict(score) for score in content.pop("scores"))
+        scores = tuple(ForesightScore.from_dict(score) for score in content.pop("scores"))
         return cls(scores=scores, examples=examples, **content)
-
-
-def _score_from_dict(spec: dict[str, Any]) -> ForesightScore:
-    given = dict(spec)
-    for name in ("mse", "ratio", "psnr"):
-        given[name] = None if given[name] is None else Interval(**given[name])
-    return ForesightScore(**given)

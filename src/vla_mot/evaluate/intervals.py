@@ -4,9 +4,10 @@ Legend: `E` episodes, `R` bootstrap resamples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,19 @@ class Interval:
     low: float
     high: float
 
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain values for JSON, which knows neither NaN nor infinity: both become None."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, float | None]) -> "Interval":
+        """The inverse of `to_dict`; None becomes NaN."""
+        value, low, high = (
+            math.nan if spec[name] is None else spec[name] for name in ("value", "low", "high")
+        )
+        return cls(value, low, high)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -36,6 +50,15 @@ class PairedDifference:
     only_first: int
     only_second: int
     p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "difference": self.difference.to_dict(),
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "p_value": self.p_value,
+        }
 
 
 def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
@@ -88,7 +111,7 @@ def percentile_interval(value: float, draws: np.ndarray, confidence: float = CON
     kept = draws[~np.isnan(draws)]
     if not len(kept):
         return Interval(value, math.nan, math.nan)
-    low, high = np.percentile(kept, [tail, 100 - tail])
+    low, high = np.percentile(kept, [tail, 100 - tail], method="nearest")  # infinities do not mix
     return Interval(value, float(low), float(high))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.foresight_report import ForesightReport
@@ -64,7 +65,7 @@ class Arm:
             "label": self.label,
             "episodes": len(self.episodes),
             "successes": sum(episode.success for episode in self.episodes),
-            "success_rate": asdict(self.success),
+            "success_rate": self.success.to_dict(),
             "verdicts": self.verdicts,
             "seconds": round(sum(episode.seconds for episode in self.episodes), 3),
         }
@@ -94,7 +95,7 @@ class Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "arms": [arm.summary() for arm in self.arms],
-            "comparisons": {name: asdict(difference) for name, difference in self.comparisons().items()},
+            "comparisons": {name: paired.to_dict() for name, paired in self.comparisons().items()},
             "provenance": dict(self.provenance),
         }
         (folder / RESULTS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -111,12 +112,9 @@ class Evaluation:
         try:
             content = json.loads(path.read_text())
             episodes = _read_episodes(folder / EPISODES_FILE)
-            arms = tuple(
-                Arm(arm["name"], arm["label"], tuple(episodes.get(arm["name"], ())))
-                for arm in content["arms"]
-            )
+            arms = tuple(_read_arm(spec, episodes.get(spec["name"], [])) for spec in content["arms"])
             return cls(arms, ForesightReport.load(folder), content["provenance"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, BadZipFile) as error:
             raise ConfigError(f"{folder} is damaged ({error!r}); run `vla-mot evaluate` again.") from error
 
 
@@ -125,6 +123,14 @@ def compare(first: Arm, second: Arm) -> PairedDifference:
     theirs = {episode.seed: episode.success for episode in second.episodes}
     both = [(mine.success, theirs[mine.seed]) for mine in first.episodes if mine.seed in theirs]
     return paired_difference([mine for mine, _ in both], [other for _, other in both])
+
+
+def _read_arm(spec: Mapping[str, Any], episodes: list[EpisodeResult]) -> Arm:
+    if len(episodes) != spec["episodes"]:
+        raise ValueError(
+            f"{EPISODES_FILE} has {len(episodes)} of {spec['episodes']} episodes of {spec['name']!r}"
+        )
+    return Arm(spec["name"], spec["label"], tuple(episodes))
 
 
 def _write_episodes(path: Path, arms: Sequence[Arm]) -> None:

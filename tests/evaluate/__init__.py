@@ -1,0 +1,1 @@
+"""Tests of vla_mot.evaluate."""

@@ -1,0 +1,101 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from vla_mot.evaluate.intervals import Interval, paired_difference, percentile_interval, resampled, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (
+            0,
+            10,
+            0.0,
+            0.2775,
+        ),  # Newcombe 1998, "Two-sided confidence intervals for the single proportion", Table I
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson_gives_the_published_intervals(successes, trials, low, high):
+    interval = wilson(successes, trials)
+    assert interval.value == successes / trials
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_is_symmetric_and_narrows():
+    a, b = wilson(30, 100), wilson(70, 100)
+    assert (a.low, a.high) == pytest.approx((1 - b.high, 1 - b.low))
+    assert wilson(300, 1000).high - wilson(300, 1000).low < (a.high - a.low) / 2
+    assert wilson(30, 100, confidence=0.5).low > a.low
+
+
+def test_nothing_is_known_without_trials():
+    nothing = wilson(0, 0)
+    assert math.isnan(nothing.value) and (nothing.low, nothing.high) == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"0 … 5 trials, got 6"):
+        wilson(6, 5)
+
+
+def test_intervals_survive_json_even_without_a_number():
+    there = [Interval(0.5, 0.25, 0.75), Interval(math.nan, 0.0, math.inf)]
+    text = json.dumps([interval.to_dict() for interval in there], allow_nan=False)
+    back = [Interval.from_dict(spec) for spec in json.loads(text)]
+    assert back[0] == there[0]
+    assert math.isnan(back[1].value) and back[1].low == 0.0 and math.isnan(back[1].high)
+
+
+def test_the_paired_difference_counts_who_won_alone():
+    first, second = [True] * 8 + [False, False], [True] * 3 + [False] * 6 + [True]
+    found = paired_difference(first, second)
+    assert found.difference.value == pytest.approx(0.4)
+    assert (found.only_first, found.only_second) == (5, 1)
+    assert found.p_value == pytest.approx(2 * (1 + 6) / 2**6)  # exact McNemar: P(at most 1 of 6), two-sided
+    assert found.difference.low < 0.4 < found.difference.high
+
+
+def test_pairing_is_what_makes_it_sharp():
+    """Two controllers that agree on all but three episodes differ clearly, however variable the episodes."""
+    first = [True, False] * 50
+    second = [success and i > 12 for i, success in enumerate(first)]
+    found = paired_difference(first, second)
+    assert 0 < found.difference.low < found.difference.high < 0.15
+    assert wilson(sum(second), 100).high > wilson(sum(first), 100).low  # unpaired, they overlap
+
+
+def test_a_bootstrap_is_the_same_for_the_same_seed():
+    draws = np.random.default_rng(1).normal(size=40) > 0
+    assert paired_difference(draws, ~draws, seed=3) == paired_difference(draws, ~draws, seed=3)
+    assert np.array_equal(resampled(7, seed=3), resampled(7, seed=3))
+    assert not np.array_equal(resampled(7, seed=3), resampled(7, seed=4))
+
+
+def test_a_bootstrap_covers_the_mean_about_as_often_as_it_says():
+    random, hits = np.random.default_rng(0), 0
+    for trial in range(200):
+        sample = random.normal(size=60)
+        interval = percentile_interval(sample.mean(), sample[resampled(60, 500, seed=trial)].mean(1))
+        hits += interval.low <= 0 <= interval.high
+    assert 0.90 <= hits / 200 <= 0.985
+
+
+def test_infinite_draws_do_not_become_nan():
+    interval = percentile_interval(2.0, np.array([1.0, np.inf, 2.0, 3.0, np.nan]))
+    assert (interval.low, interval.high) == (1.0, np.inf)
+
+
+def test_identical_controllers_do_not_differ():
+    found = paired_difference([True, False, True], [True, False, True])
+    assert found.difference == Interval(0.0, 0.0, 0.0) and found.p_value == 1.0
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
+def test_unpaired_episodes_are_refused(first, second):
+    with pytest.raises(ValueError, match="paired episodes are needed"):
+        paired_difference(first, second)

@@ -1,0 +1,67 @@
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.evaluate.found import arm, evaluation
+from vla_mot.errors import ConfigError
+from vla_mot.evaluate.results import Evaluation, compare
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    found = evaluation()
+    found.save(tmp_path / "new" / "folder")
+    again = Evaluation.load(tmp_path / "new" / "folder")
+    assert again.arms == found.arms and again.provenance == found.provenance
+    assert again.foresight.scores == found.foresight.scores
+
+
+def test_an_evaluation_without_foresight_or_episodes_round_trips(tmp_path):
+    found = Evaluation((arm("policy", 0, 0),))
+    found.save(tmp_path)
+    assert Evaluation.load(tmp_path) == found
+
+
+def test_files_are_for_other_programs_too(tmp_path):
+    evaluation().save(tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    policy = results["arms"][0]
+    assert (policy["successes"], policy["episodes"]) == (7, 10)
+    assert policy["verdicts"] == {"success": 7, "time_out": 3}
+    assert policy["success_rate"]["low"] == pytest.approx(0.397, abs=1e-3)
+    assert results["comparisons"]["no_history"]["difference"]["value"] == pytest.approx(0.5)
+    with (tmp_path / "episodes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20 and rows[0]["arm"] == "policy" and rows[0]["verdict"] == "success"
+    for name in ("results.json", "foresight.json"):
+        assert "NaN" not in (tmp_path / name).read_text()
+
+
+def test_arms_are_compared_over_the_seeds_that_both_ran():
+    first, second = arm("a", 5, 10), arm("b", 3, 10)
+    later = replace(second, episodes=tuple(replace(e, seed=e.seed + 5) for e in second.episodes))
+    assert compare(first, second).only_first == 2
+    assert compare(first, later).only_second == 3  # seeds 5 … 7: the first failed there, the second did not
+    elsewhere = replace(second, episodes=tuple(replace(e, seed=e.seed + 99) for e in second.episodes))
+    with pytest.raises(ValueError, match="paired episodes"):
+        compare(first, elsewhere)
+
+
+def test_arms_are_found_by_name():
+    assert evaluation().arm("no_history").label == "Without history"
+    assert evaluation().arm("nobody") is None
+
+
+def test_a_folder_without_results_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"results\.json is missing; run `vla-mot evaluate` first"):
+        Evaluation.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["results.json", "episodes.csv", "foresight.json", "foresight.npz"])
+def test_a_damaged_file_is_an_error(tmp_path, file):
+    evaluation().save(tmp_path)
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match="is damaged"):
+        Evaluation.load(tmp_path)
