@@ -91,7 +91,7 @@ def test_the_page_says_the_figures_it_was_given(content):
     said = Page(render_report(content)).said.replace("\u00a0", " ")
     for figure in (
         "A run & its <report>", "Trained <policy>", "70 %", "40 … 89 %", "20 %",  # success
-        "+50 pts", "−50 pts", "1,234 samples of 9 validation", "0.250", "1.125", "4.50", "8.8 dB",  # foresight
+        "+50 pts", "−50 pts", "1,234 samples of 9 episodes", "0.250", "1.125", "4.50", "8.8 dB",  # foresight
         "past, t − 6", "true future, t + 6", "time out", "0.123", "2 min 27 s", "49 steps",  # and the rest
         "17", "vla-mot evaluate policy=x", "lr: 0.002", "Python 3.", "seed 1: success",
     ):  # fmt: skip

@@ -46,6 +46,7 @@ def test_arms_are_compared_over_the_seeds_that_both_ran():
     elsewhere = replace(second, episodes=tuple(replace(e, seed=e.seed + 99) for e in second.episodes))
     with pytest.raises(ValueError, match="paired episodes"):
         compare(first, elsewhere)
+    assert Evaluation((first, second, replace(elsewhere, name="c"))).comparisons().keys() == {"b"}
 
 
 def test_arms_are_found_by_name():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vla_mot.evaluate.foresight_report import ForesightExample
 from vla_mot.evaluate.results import Arm, Evaluation
-from vla_mot.evaluate.wording import percent
+from vla_mot.evaluate.wording import percent, sentence
 
 _INK, _MUTED, _ACCENT, _SOFT, _TRACK = "#1b1f24", "#68707a", "#1f6feb", "#b7c3d0", "#f1f3f5"
 _WIDTH, _HEIGHT = 12.0, 4.3  # inches
@@ -73,7 +73,9 @@ def _draw_bars(axes: Axes, arms: Sequence[Arm]) -> None:
         axes.plot((rate.low, rate.high), (place, place), color=_INK, linewidth=1.3, solid_capstyle="butt")
         axes.plot((rate.low, rate.high), (place, place), "|", color=_INK, markersize=6, markeredgewidth=1.3)
         bold = "bold" if number == 0 else "normal"
-        axes.text(0, place + 0.24, arm.label, color=_INK, va="bottom", fontsize=9.5, fontweight=bold)
+        axes.text(
+            0, place + 0.24, sentence(arm.label), color=_INK, va="bottom", fontsize=9.5, fontweight=bold
+        )
         axes.text(1.03, place, percent(rate.value), color=_INK, va="center", fontsize=10.5, fontweight=bold)
     episodes = len(arms[0].episodes) if arms else 0
     axes.set_title(

@@ -9,9 +9,8 @@ from typing import Any
 from vla_mot.evaluate import html
 from vla_mot.evaluate.curves import learning_curves
 from vla_mot.evaluate.foresight_report import METHODS, ForesightExample, ForesightReport
-from vla_mot.evaluate.intervals import PairedDifference
 from vla_mot.evaluate.results import Arm, Evaluation
-from vla_mot.evaluate.wording import difference, duration, percent, percents, points, psnr
+from vla_mot.evaluate.wording import difference, duration, percent, percents, points, psnr, sentence
 
 METHOD_LABELS = {
     "foresight": "Foresight",
@@ -97,13 +96,13 @@ def _tiles(content: ReportContent) -> str:
     if evaluation and evaluation.arms:
         first = evaluation.arms[0]
         tiles.append(
-            (percent(first.success.value), f"{first.label}: success in {len(first.episodes)} episodes, "
+            (percent(first.success.value), f"{sentence(first.label)}: success in {len(first.episodes)} episodes, "
              f"interval {percents(first.success)}")
         )  # fmt: skip
         tiles += [
-            (points(-paired.difference.value), _TILE_NOTES[arm.name])
-            for arm, paired in _differences(evaluation)
-            if arm.name in _TILE_NOTES
+            (points(-paired.difference.value), _TILE_NOTES[name])
+            for name, paired in evaluation.comparisons().items()
+            if name in _TILE_NOTES
         ]
     if evaluation and evaluation.foresight:
         report = evaluation.foresight
@@ -124,11 +123,10 @@ def _tiles(content: ReportContent) -> str:
 
 
 def _success(evaluation: Evaluation) -> str:
-    episodes = evaluation.arms[0].episodes
     differences = evaluation.comparisons()
     rows = [
         [
-            escape(arm.label),
+            escape(sentence(arm.label)),
             html.interval_bar(arm.success, 1.0, accent=number == 0),
             html.number(percent(arm.success.value)),
             html.number(percents(arm.success), dim=True),
@@ -143,12 +141,12 @@ def _success(evaluation: Evaluation) -> str:
         "success",
         "95\u00a0% interval",
         "episodes",
-        f"{evaluation.arms[0].label} − this one, paired",
+        f"{sentence(evaluation.arms[0].label)} − this one, paired",
     ]
     return _section(
         "Closed loop",
-        f"{len(episodes)} episodes per row, the same seeds in each. Intervals are Wilson's; differences are "
-        "bootstrapped over episodes. Verdicts are the environment's own.",
+        "Intervals are Wilson's; differences are over the seeds that both rows ran, bootstrapped over episodes. "
+        "Verdicts are the environment's own.",
         html.table(head, rows, emphasize_first=True),
         "<h3>How episodes ended</h3>",
         _verdicts(evaluation.arms),
@@ -161,7 +159,7 @@ def _verdicts(arms: Sequence[Arm]) -> str:
     colours = {name: VERDICT_COLOURS.get(name, _OTHER_VERDICT) for name in present}
     rows = [
         [
-            escape(arm.label),
+            escape(sentence(arm.label)),
             html.stacked_bar({name: arm.verdicts[name] for name in present if name in arm.verdicts}, colours),
             *(html.number(str(arm.verdicts.get(name, 0)), dim=name not in arm.verdicts) for name in present),
         ]
@@ -193,7 +191,7 @@ def _pictures(report: ForesightReport) -> str:
     return _section(
         "What it foresees",
         f"The model sees the past and the present frame and predicts the latents of the frame {m} steps ahead in one "
-        "pass; pictures are decoded from them. Of each validation episode shown, the moment at which most moves was "
+        "pass; pictures are decoded from them. Of each episode shown, the moment at which most moves was "
         "chosen, whatever the error. Below: signal-to-noise ratio against the true future.",
         f'<div class="scroll">{table}</div>',
     )
@@ -216,7 +214,7 @@ def _foresight(report: ForesightReport) -> str:
     return _section(
         "Foresight, scored",
         f"Mean squared error of latents (lower is better) over {report.samples:,} samples of {report.episodes} "
-        "validation episodes, with 95\u00a0% intervals from a bootstrap over episodes; × is this row's error over "
+        "episodes, with 95\u00a0% intervals from a bootstrap over episodes; × is this row's error over "
         "foresight's, paired. No history: the present frame stands in for the past one. Copying cannot do well where "
         "cells were chosen because they change; that is why the whole picture and the other rows are there.",
         *tables,
@@ -272,8 +270,3 @@ def _making(content: ReportContent) -> str:
         return ""
     folded = "".join(html.folded(name, text) for name, text in content.config.items())
     return _section("How it was made", "", html.definitions(facts) if facts else "", folded)
-
-
-def _differences(evaluation: Evaluation) -> list[tuple[Arm, PairedDifference]]:
-    found = evaluation.comparisons()
-    return [(arm, found[arm.name]) for arm in evaluation.arms[1:]]

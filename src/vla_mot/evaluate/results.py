@@ -87,8 +87,10 @@ class Evaluation:
         return next((arm for arm in self.arms if arm.name == name), None)
 
     def comparisons(self) -> dict[str, PairedDifference]:
-        """Arm name → the first arm's success minus this arm's, over the seeds that both ran."""
-        return {arm.name: compare(self.arms[0], arm) for arm in self.arms[1:]}
+        """Arm name → the first arm's success minus this arm's, over the seeds that both ran, if there are any."""
+        first = {episode.seed for episode in self.arms[0].episodes} if self.arms else set()
+        paired = (arm for arm in self.arms[1:] if any(episode.seed in first for episode in arm.episodes))
+        return {arm.name: compare(self.arms[0], arm) for arm in paired}
 
     def save(self, folder: Path) -> None:
         """Write everything into `folder`, made if needed."""

@@ -41,3 +41,8 @@ def psnr(array: np.ndarray, truth: np.ndarray) -> str:
     """Peak signal-to-noise ratio of two uint8 pictures: `21.9 dB`, or `exact`."""
     error = float(np.square((array.astype(np.float64) - truth) / 255).mean())
     return "exact" if error == 0 else f"{-10 * np.log10(error):.1f} dB"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
