@@ -14,7 +14,7 @@ import torch
 from common import describe_machine, parse_arguments, tiny_training_batch
 
 from vla_mot.flow.matching import NoiseLevelConfig
-from vla_mot.train.objective import draw_noise, objective
+from vla_mot.model.objective import draw_noise, objective
 
 DRAWS = (1, 2, 4, 8, 16)
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from vla_mot.batch import Batch
 from vla_mot.errors import CheckpointError, ConfigError
-from vla_mot.flow.noise import keyed_normal, keyed_uniform
 from vla_mot.hub.native import (
     CONFIG_FILE,
     STATISTICS_FILE,
@@ -34,6 +33,7 @@ from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
+from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
 from vla_mot.policy.configuration_vla_mot import VlaMotConfig
 from vla_mot.policy.features import dataset_statistics, infer_embodiment
 from vla_mot.policy.inputs import instructions, pictures, state_now, training_batch
@@ -42,7 +42,6 @@ from vla_mot.robots.embodiment import Embodiment
 log = logging.getLogger(__name__)
 
 _PREFIX = "model."
-_EVALUATION_STEP, _NOISE_STREAM, _LEVEL_STREAM = -1, 1, 2  # key the fixed noise of evaluation losses
 
 
 class VlaMotPolicy(PreTrainedPolicy):
@@ -141,7 +140,7 @@ class VlaMotPolicy(PreTrainedPolicy):
         """The loss L_act + λ·L_gen of LeRobot's windows, over real places only, and its two terms.
 
         batch: frames t − m, t, t + m and an action chunk, see `policy.inputs`. reduction: `mean` over the real
-        places of this batch, or `none` for `(B,)` losses of each sample.
+        places of the global batch (see `model.objective`), or `none` for `(B,)` losses of each sample.
         In training, noise comes from torch's generator, which LeRobot saves and restores; in evaluation it is
         keyed by the dataset's index, so that losses can be compared between steps.
         """
@@ -151,25 +150,23 @@ class VlaMotPolicy(PreTrainedPolicy):
         self._whiten(prepared)
         noise, level = self._draw_noise(prepared)
         losses = self.model.losses(prepared, noise, level)
-        sums = losses.action_sum, losses.foresight_sum
-        counts = losses.action_count, losses.foresight_count
-        action, foresight = (s.sum() / n.sum().clamp(min=1) for s, n in zip(sums, counts, strict=True))
-        terms = {"action_loss": action.item(), "foresight_loss": foresight.item()}
-        if reduction == "none":
-            action, foresight = (s / n.clamp(min=1) for s, n in zip(sums, counts, strict=True))
+        goal = objective(losses, self.config.foresight_weight)
+        terms = {"action_loss": goal.action.item(), "foresight_loss": goal.foresight.item()}
+        if reduction == "mean":
+            return goal.total, terms
+        action = losses.action_sum / losses.action_count.clamp(min=1)
+        foresight = losses.foresight_sum / losses.foresight_count.clamp(min=1)
         return action + self.config.foresight_weight * foresight, terms
 
     def _draw_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Noise `(B, K, L, A)` and noise levels `(B, K)`."""
-        draws, device = self.config.action_draws, batch.actions.device
-        shape = (draws, *batch.actions.shape[1:])
-        if self.training:
-            noise = torch.randn(batch.batch_size, *shape, device=device)
-            uniform = 1 - torch.rand(batch.batch_size, draws, device=device, dtype=torch.float64)
-        else:
-            noise = keyed_normal(0, _EVALUATION_STEP, _NOISE_STREAM, batch.index, shape)
-            uniform = keyed_uniform(0, _EVALUATION_STEP, _LEVEL_STREAM, batch.index, draws)
-        return noise, self.spec.model.noise_level.from_uniform(uniform).float()
+        draws, levels = self.config.action_draws, self.spec.model.noise_level
+        if not self.training:
+            return draw_noise(batch, draws, 0, FIXED_STEP, levels)
+        device = batch.actions.device
+        noise = torch.randn(batch.batch_size, draws, *batch.actions.shape[1:], device=device)
+        uniform = 1 - torch.rand(batch.batch_size, draws, device=device, dtype=torch.float64)
+        return noise, levels.from_uniform(uniform).float()
 
     def _whiten(self, batch: Batch) -> None:
         """Fit the foresight tokenizer of a policy from scratch, once, on the pictures of its first batch."""

@@ -16,14 +16,13 @@ from vla_mot.batch import Batch
 from vla_mot.errors import NonFiniteLossError
 from vla_mot.hub.native import PolicySpec
 from vla_mot.model.model import VlaMotModel
+from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
 from vla_mot.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import RunLog
-from vla_mot.train.objective import draw_noise, objective
 from vla_mot.train.optimizer import AveragedWeights, learning_rate, make_optimizer
 
 KEPT_CHECKPOINTS = 2
-_VALIDATION_STEP = -1  # keys the fixed validation noise
 
 
 class Stream(Protocol):
@@ -141,9 +140,7 @@ class Trainer:
         sums = torch.zeros(4, dtype=torch.float64)
         for batch in self.validation:
             here = batch.to(self.config.device)
-            noise, level = draw_noise(
-                here, 1, self.config.seed, _VALIDATION_STEP, self.model.config.noise_level
-            )
+            noise, level = draw_noise(here, 1, self.config.seed, FIXED_STEP, self.model.config.noise_level)
             losses = self.model.losses(here, noise, level)
             parts = (losses.action_sum, losses.action_count, losses.foresight_sum, losses.foresight_count)
             sums += torch.stack([part.double().sum().cpu() for part in parts])

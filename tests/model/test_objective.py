@@ -10,13 +10,13 @@ from tests.model.tiny import tiny_batch, tiny_model
 
 from vla_mot.flow.matching import NoiseLevelConfig
 from vla_mot.model.model import Losses
-from vla_mot.train.objective import draw_noise, objective
+from vla_mot.model.objective import draw_noise, objective
 
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
 from tests.model.tiny import tiny_batch, tiny_model
 from vla_mot.flow.matching import NoiseLevelConfig
-from vla_mot.train.objective import draw_noise, objective
+from vla_mot.model.objective import draw_noise, objective
 rank, path = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
 model, batch = tiny_model(), tiny_batch()[slice(2 * rank, 2 * rank + 2)]

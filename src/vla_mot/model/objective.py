@@ -14,6 +14,7 @@ from vla_mot.flow.matching import NoiseLevelConfig
 from vla_mot.flow.noise import keyed_normal, keyed_uniform
 from vla_mot.model.model import Losses
 
+FIXED_STEP = -1  # the step that keys noise which never changes: of validation losses
 _NOISE_STREAM, _LEVEL_STREAM = 1, 2
 
 
