@@ -111,7 +111,7 @@ def _chain(demo: Demo, stages: Stages) -> list[Stage]:
             "train",
             "train the policy",
             training,
-            [demo.run, demo.root / "policy"],
+            [demo.run, demo.root / "policy", demo.root / "frames"],
             lambda: _train(demo),
             continues=True,
         ),

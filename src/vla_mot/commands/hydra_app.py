@@ -39,7 +39,7 @@ def run_command(command: Command, arguments: list[str], task: Task) -> None:
 
     Raises ConfigError for an unknown key or preset, a value that cannot be read, or a required key without value.
     """
-    options = _parser(command).parse_args(arguments)
+    options = _parser(command).parse_intermixed_args(arguments)
     overlay = _overlay(options.config_dir)
     check_overrides(command.config, options.overrides, overlay, multirun=options.multirun)
 
@@ -49,7 +49,7 @@ def run_command(command: Command, arguments: list[str], task: Task) -> None:
             plain["output"] = HydraConfig.get().runtime.output_dir
         task(plain, list(HydraConfig.get().overrides.task))
 
-    with _argv([f"vla-mot {command.name}", *arguments]):
+    with _argv([f"vla-mot {command.name}", *_ordered(options)]):
         hydra.main(version_base=_VERSION_BASE, config_path=str(conf_dir()), config_name=command.config)(
             run_once
         )()
@@ -151,7 +151,7 @@ def _composed(name: str, overrides: list[str], overlay: Path | None) -> DictConf
     try:
         with initialize_config_dir(str(conf_dir()), version_base=_VERSION_BASE):
             return compose(name, [*overrides, *search])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         raise ConfigError(f"the configuration cannot be composed: {error}{cause}") from error
 
@@ -184,6 +184,14 @@ def _argv(words: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+def _ordered(options: argparse.Namespace) -> list[str]:
+    """The arguments again, options first: Hydra's own parser wants all overrides in one piece."""
+    named = {"--config-dir": options.config_dir, "--cfg": options.cfg}
+    switches = {"--resolve": options.resolve, "--multirun": options.multirun}
+    words = [word for name, value in named.items() if value is not None for word in (name, value)]
+    return [*words, *(name for name, is_on in switches.items() if is_on), *options.overrides]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,6 +16,9 @@ from vla_mot.version import __version__
 
 OK, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
 TRACEBACK = "VLA_MOT_TRACEBACK"
+_EXTRAS = dict.fromkeys(("gymnasium", "pymunk", "pygame"), "conveyor") | dict.fromkeys(
+    ("lerobot", "datasets", "av", "pyarrow", "matplotlib", "tensorboard"), "lerobot"
+)
 _HELP = ("-h", "--help")
 
 
@@ -84,6 +87,16 @@ def _explained() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"\ninterrupted. {interrupt}".rstrip() + "\n")
         raise SystemExit(INTERRUPTED) from interrupt
+    except ModuleNotFoundError as error:
+        if (extra := _EXTRAS.get((error.name or "").split(".")[0])) is None:
+            raise
+        _say(
+            ConfigError(f"this needs {error.name!r}, which is not installed: pip install 'vla-mot[{extra}]'.")
+        )
+        raise SystemExit(BAD_INPUT) from error
+    except OSError as error:
+        _say(error)  # a full disk, a folder that may not be written
+        raise SystemExit(FAILED) from error
     except Exception as error:
         traceback.print_exc()
         sys.stderr.write(

@@ -73,7 +73,7 @@ COMMANDS = (
             "Every scene is asked for with each instruction in turn."
         ),
         keys=(
-            ("output", "required", "the dataset's folder; must not exist"),
+            ("output", "required", "the dataset's folder; must be new"),
             ("env", "conveyor", "the robot (conf/env/)"),
             ("episodes", "200", "successful demonstrations"),
             ("seed", "0", "of the first scene"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_mot.commands import simulators
+from vla_mot.commands import folders, simulators
 from vla_mot.commands.console import Advance, console, progress, show_library_log
 from vla_mot.commands.settings import section
 from vla_mot.errors import ConfigError, DatasetError
@@ -62,13 +62,14 @@ def run_and_say(config: RecordConfig) -> None:
 def record(config: RecordConfig) -> Recorded:
     """Record successful demonstrations until there are enough.
 
-    Raises DatasetError when the output exists, or when the expert keeps failing; ConfigError for options that the
+    Raises DatasetError when the expert keeps failing; ConfigError when the output is used, for options that the
     simulator does not know, or an embodiment that does not match what it gives.
     """
     from vla_mot.data.recorder import dataset_features, record_dataset
 
     if config.output.exists():
-        raise DatasetError(f"{config.output} exists already. Choose another output=…, or remove it first.")
+        folders.require_unused(config.output)
+        config.output.rmdir()
     simulators.make_env(config.env)
     simulator, options = simulators.find(config.env)
     demonstrations = simulator.demonstrate(options, config.noise, config.seed, config.static_fraction)

@@ -1,0 +1,124 @@
+"""Every file under conf/ composes, and becomes what the library takes. A new file inherits these tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vla_mot.backbones import build_backbone
+from vla_mot.commands import simulators
+from vla_mot.commands.conf_dir import conf_dir
+from vla_mot.commands.manual import COMMANDS
+from vla_mot.commands.settings import section, training_config
+from vla_mot.foresight import build_tokenizer
+from vla_mot.hub.native import SamplerConfig
+from vla_mot.model.config import ModelConfig
+from vla_mot.model.model import VlaMotModel
+from vla_mot.robots.embodiment import Embodiment
+from vla_mot.train.config import TrainConfig
+
+FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
+
+
+def composed(name: str, *overrides: str) -> dict:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose(name, list(overrides)), resolve=name == "demo")
+    assert isinstance(plain, dict)
+    return plain
+
+
+def content(file: Path) -> dict:
+    plain = OmegaConf.to_container(OmegaConf.load(conf_dir() / file))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def read_training(name: str, *overrides: str) -> None:
+    required = {"data.root": "somewhere", "output": "somewhere"} if name == "posttrain" else {}
+    given = [f"{key}={value}" for key, value in required.items()]
+    training_config(composed(name, *given, *overrides))
+
+
+def check_model(name: str) -> None:
+    config = training_config(composed("posttrain", "data.root=x", "output=x", f"model={name}"))
+    assert ModelConfig.from_dict(config.model.to_dict()) == config.model
+    with torch.device("meta"):
+        VlaMotModel(config.model)
+
+
+def check_backbone(file: Path) -> None:
+    with torch.device("meta"):
+        assert build_backbone(content(file)).geometry.num_layers > 0
+
+
+def check_foresight(file: Path) -> None:
+    options = {key: value for key, value in content(file).items() if not key.startswith("offset_")}
+    assert build_tokenizer(options).latent_channels > 0
+
+
+def check_embodiment(file: Path) -> None:
+    robot = section(Embodiment, "embodiment", content(file))
+    assert robot.name == file.stem
+    assert Embodiment.from_dict(robot.to_dict()) == robot
+
+
+def check_env(file: Path) -> None:
+    simulators.make_env(content(file))().close()
+
+
+def check_noise(file: Path) -> None:
+    env, noise = content(Path("env") / file.name), content(file)
+    simulator, options = simulators.find(env)
+    demonstration = next(simulator.demonstrate(options, noise, 0, 0.0))
+    assert demonstration.frames
+
+
+def check_experiment(name: str) -> None:
+    read_training("posttrain", f"experiment={name}")
+    read_training("demo", f"experiment={name}")
+
+
+CHECKS = {
+    "backbone": check_backbone,
+    "data": lambda file: read_training("posttrain", f"data={file.stem}"),
+    "embodiment": check_embodiment,
+    "env": check_env,
+    "experiment": lambda file: check_experiment(file.stem),
+    "foresight": check_foresight,
+    "model": lambda file: check_model(file.stem),
+    "noise": check_noise,
+    "sampler": lambda file: section(SamplerConfig, "sampler", content(file)),
+    "scale": lambda file: read_training("demo", f"scale={file.stem}"),
+    "train": lambda file: section(TrainConfig, "train", content(file)),
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_file(file):
+    if len(file.parts) == 1:
+        composed(file.stem)
+    else:
+        CHECKS[file.parts[0]](file)
+
+
+def test_every_command_has_its_file():
+    assert {command.config for command in COMMANDS} | {"command"} == {
+        file.stem for file in FILES if len(file.parts) == 1
+    }
+
+
+def test_an_experiment_overrides_presets_and_the_command_line_overrides_it(tmp_path):
+    plain = composed("posttrain", "experiment=conveyor", "train.steps=7", "data.root=x", "output=x")
+    assert plain["train"]["steps"] == 7
+    assert (
+        plain["train"]["action_draws"] == content(Path("experiment/conveyor.yaml"))["train"]["action_draws"]
+    )
+
+
+def test_hydra_writes_nothing_of_its_own(tmp_path):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        for command in COMMANDS:
+            hydra = compose(command.config, return_hydra_config=True).hydra
+            assert (hydra.output_subdir, hydra.run.dir, hydra.job.chdir) == (None, ".", False)

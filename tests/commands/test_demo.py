@@ -1,0 +1,72 @@
+"""The demo at miniature scale, end to end, as a newcomer runs it: a command in a shell."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vla_mot.commands.folders import read_facts
+from vla_mot.evaluate.results import Evaluation
+from vla_mot.infer.policy import Policy
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.sim]
+
+
+SETTINGS = ("scale=miniature", "train.steps=60", "train.save_every=2", "train.val_every=30")
+
+
+def made(output: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(output.rglob("*")) if path.is_file()}
+
+
+def test_interrupted_then_finished_then_nothing_to_do(tmp_path, vla_mot):
+    output = tmp_path / "demo"
+    command = [sys.executable, "-m", "vla_mot.commands.main", "demo", f"output={output}", *SETTINGS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 400
+    while not (output / "run" / "checkpoints" / "000002").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "the same command goes on from there" in err
+    kept = int(os.readlink(output / "run" / "checkpoints" / "last"))
+    recorded = made(output / "dataset")
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout
+    assert "1/9 record demonstrations: done before" in first
+    assert f"resumed at step {kept}" in first
+    assert made(output / "dataset") == recorded
+    check_results(output, first)
+
+    before = made(output)
+    second = vla_mot("demo", f"output={output}", *SETTINGS)
+    assert second.code == 0
+    assert second.out.count("done before") == 9
+    assert made(output) == before
+
+
+def check_results(output: Path, said: str) -> None:
+    for label in ("trained policy", "history replaced", "other object's instruction", "untrained", "expert"):
+        assert label in said
+    assert "copy of the last frame" in said
+    assert str(output / "report.html") in said.replace("\n", "")
+    page = (output / "report.html").read_text()
+    assert len(page) > 10_000
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    evaluation = Evaluation.load(output / "evaluation")
+    names = ["policy", "no_history", "other_instruction", "untrained", "expert"]
+    assert [arm.name for arm in evaluation.arms] == names
+    assert {tuple(episode.seed for episode in arm.episodes) for arm in evaluation.arms} == {(100000, 100001)}
+    assert evaluation.foresight is not None
+    assert (output / "picture.png").is_file()
+    policy = Policy.from_pretrained(output / "policy")
+    assert policy.spec.embodiment.name == "conveyor"
+    assert sorted(read_facts(path)["finished"] for path in (output / "stages").iterdir()) == [True] * 9

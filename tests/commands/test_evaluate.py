@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+from vla_mot.commands.arms import DEMO_ARMS, ArmSpec, untrained
+from vla_mot.commands.folders import find_policy
+from vla_mot.evaluate.results import Evaluation
+from vla_mot.infer.policy import Policy
+
+
+def test_a_policy_in_closed_loop(vla_mot, trained, dataset, frames, tmp_path):
+    output = tmp_path / "evaluation"
+    said = vla_mot(
+        "evaluate", f"checkpoint={trained}", f"output={output}", "episodes=3", "parallel=2", "videos=1",
+        "env.max_steps=15", f"dataset={dataset}", f"cache={frames}", "foresight_samples=24",
+    )  # fmt: skip
+    assert said.code == 0
+    assert "95 % interval" in said.out
+    assert "copy of the last frame" in said.out
+    evaluation = Evaluation.load(output)
+    assert [episode.seed for episode in evaluation.arms[0].episodes] == [100000, 100001, 100002]
+    assert evaluation.foresight is not None
+    assert evaluation.foresight.episodes == 1, "only the held-out episode is scored"
+    assert [path.name for path in (output / "videos").iterdir()] == ["100000.mp4"]
+    assert json.loads((output / "results.json").read_text())["arms"][0]["name"] == "policy"
+    page = vla_mot("report", f"run={tmp_path}")
+    assert (page.code, (tmp_path / "report.html").stat().st_size > 10_000) == (0, True)
+
+
+def test_results_do_not_depend_on_what_runs_beside_them(vla_mot, trained, tmp_path):
+    common = ("evaluate", f"checkpoint={trained}", "episodes=2", "videos=0", "env.max_steps=12")
+    assert vla_mot(*common, f"output={tmp_path / 'a'}", "parallel=2").code == 0
+    assert vla_mot(*common, f"output={tmp_path / 'b'}", "parallel=1").code == 0
+    a, b = (Evaluation.load(tmp_path / name).arms[0].episodes for name in "ab")
+    assert [(e.seed, e.verdict, e.steps, e.task) for e in a] == [
+        (e.seed, e.verdict, e.steps, e.task) for e in b
+    ]
+
+
+def test_the_expert_needs_no_checkpoint(vla_mot, tmp_path):
+    said = vla_mot("evaluate", "controller=expert", f"output={tmp_path / 'out'}", "episodes=2", "videos=0")
+    assert said.code == 0
+    assert "2/2" in said.out
+
+
+def test_the_other_instruction_is_given(vla_mot, trained, tmp_path):
+    output = tmp_path / "out"
+    said = vla_mot(
+        "evaluate", f"checkpoint={trained}", f"output={output}", "episodes=2", "videos=0", "env.max_steps=3",
+        "instruction=other", "history=present", "num_steps=2", "n_action_steps=3",
+    )  # fmt: skip
+    assert said.code == 0
+    (arm,) = Evaluation.load(output).arms
+    assert arm.name == "no_history-other_instruction"
+    assert all(episode.task != episode.instruction for episode in arm.episodes)
+
+
+def test_the_demo_compares_five_arms():
+    names = ["policy", "no_history", "other_instruction", "untrained", "expert"]
+    assert [arm.name for arm in DEMO_ARMS] == names
+    assert ArmSpec("untrained", history="present").name == "untrained-no_history"
+
+
+def test_untrained_means_other_weights_but_the_same_tokenizer(trained):
+    policy = Policy.from_pretrained(find_policy(trained))
+    fresh = untrained(policy)
+    assert not policy.model.action.out_proj.weight.equal(fresh.model.action.out_proj.weight)
+    assert policy.model.tokenizer.latent_std.equal(fresh.model.tokenizer.latent_std)
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints/last", "checkpoints/last/pretrained_model"])
+def test_info(vla_mot, trained, place):
+    said = vla_mot("info", f"checkpoint={trained / place}")
+    assert said.code == 0
+    for part in (
+        "conveyor at 10 Hz",
+        "observation.images.gripper",
+        "12 steps = 1.2 s, 10 executed",
+        "6 frames = 0.6 s",
+    ):
+        assert part in said.out

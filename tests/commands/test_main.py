@@ -1,0 +1,129 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vla_mot.commands.manual import COMMANDS
+from vla_mot.version import __version__
+
+VLA_MOT = [sys.executable, "-m", "vla_mot.commands.main"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*VLA_MOT, *arguments], capture_output=True, text=True, env=os.environ | environment
+    )
+
+
+def test_help_lists_every_command(vla_mot):
+    for arguments in (["--help"], ["-h"], []):
+        said = vla_mot(*arguments)
+        assert said.code == 0
+        for command in COMMANDS:
+            assert f"{command.name} " in said.out
+            assert command.summary in said.out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_of_a_command(vla_mot, command):
+    said = vla_mot(*command.name.split(), "--help")
+    assert said.code == 0
+    assert f"vla-mot {command.name} [key=value …]" in said.out
+    for key, _, _ in command.keys:
+        assert key in said.out
+    for example in command.examples:
+        assert example in said.out
+    for heading in ("Examples", "Exit codes", "Options", f"conf/{command.config}.yaml"):
+        assert heading in said.out
+    assert "Powered by Hydra" not in said.out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_keys_of_the_help_exist(vla_mot, command):
+    words = command.name.split()
+    shown = vla_mot(*words, "--cfg", "job")
+    assert shown.code == 0
+    for key, _, _ in command.keys:
+        for name in key.split(", "):
+            if name.split(".")[0] not in ("experiment", "scale"):
+                assert f"{name.split('.')[-1]}:" in shown.out, name
+
+
+def test_a_group_lists_its_commands(vla_mot):
+    said = vla_mot("data")
+    assert said.code == 0
+    assert "data record" in said.out
+    assert "posttrain" not in said.out
+
+
+def test_version(vla_mot):
+    assert vla_mot("--version").out == f"vla-mot {__version__}\n"
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from vla_mot.commands.main import main; main(['--help']); main(['posttrain', '--help']); "
+        "print(sorted({'torch', 'numpy', 'lerobot', 'hydra', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("posttrian",), "unknown command 'posttrian'. Did you mean 'posttrain'?"),
+        (("data", "recrd"), "unknown command 'data recrd'. Did you mean 'data record'?"),
+        (("posttrain", "train.stpes=3"), "unknown key 'train.stpes'. Did you mean 'train.steps'?"),
+        (("posttrain", "trian.steps=3"), "Did you mean 'train.steps'?"),
+        (("posttrain", "steps=3"), "Did you mean 'train.steps'?"),
+        (
+            ("posttrain", "experiment=conveyer"),
+            "unknown experiment preset 'conveyer'. Did you mean 'conveyor'?",
+        ),
+        (("posttrain", "model=tinny"), "unknown model preset 'tinny'. Did you mean 'tiny'?"),
+        (("data", "record", "env=conveyer"), "unknown env preset 'conveyer'. Did you mean 'conveyor'?"),
+        (("data", "record", "noise.tremr=1"), "Did you mean 'noise.tremor'?"),
+        (("posttrain", "train.steps"), "'train.steps' is no key=value"),
+        (("posttrain", "--stpes"), "unrecognized arguments: --stpes"),
+        (("posttrain", "train.seed=1,2"), "add --multirun"),
+        (("posttrain", "--config-dir", "/nowhere"), "--config-dir /nowhere is no folder"),
+        (("posttrain", "data.root=x"), "output must be given"),
+        (("posttrain", "output=x"), "data.root must be given"),
+        (
+            ("posttrain", "+surprise=1", "data.root=x", "output=x", "train.lr=fast"),
+            "train.lr: expected a number",
+        ),
+        (("report",), "run must be given"),
+        (("info",), "checkpoint must be given"),
+        (("evaluate",), "output must be given"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_exit_code_2(vla_mot, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = vla_mot(*arguments)
+    assert said.code == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_traceback_on_request(vla_mot, monkeypatch):
+    monkeypatch.setenv("VLA_MOT_TRACEBACK", "1")
+    assert "Traceback" in vla_mot("posttrain", "data.root=x").err
+
+
+def test_a_users_own_presets(vla_mot, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "mine.yaml").write_text("defaults: [posttrain]\nsteps: 77\n")
+    shown = vla_mot("posttrain", "train=mine", "--config-dir", tmp_path, "--cfg", "job")
+    assert shown.code == 0
+    assert "steps: 77" in shown.out
+    assert "Did you mean 'mine'" in vla_mot("posttrain", "train=mime", "--config-dir", tmp_path).err
+
+
+def test_the_exit_code_reaches_the_shell():
+    done = run("posttrain", "experiment=conveyer")
+    assert done.returncode == 2
+    assert done.stdout == ""

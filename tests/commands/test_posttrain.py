@@ -1,0 +1,147 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from vla_mot.infer.policy import Policy
+from vla_mot.train.log import read_log
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    policy = load_file(run / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
+    own = load_file(run / "checkpoints" / "last" / "training_state" / "model.safetensors")
+    return policy | {f"own.{name}": tensor for name, tensor in own.items()}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    mine, theirs = weights(one), weights(other)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def numbers(run: Path) -> list[dict]:
+    clocks = ("seconds", "samples_per_second")
+    return [{key: value for key, value in record.items() if key not in clocks} for record in read_log(run)]
+
+
+def test_a_run_leaves_what_is_needed(trained, dataset):
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["data"]["root"] == str(dataset)
+    assert config["train"]["steps"] == 4
+    assert {record["kind"] for record in read_log(trained)} == {"train", "validation"}
+    assert list((trained / "tensorboard").iterdir())
+    policy = Policy.from_pretrained(trained / "checkpoints" / "last" / "pretrained_model")
+    assert policy.spec.embodiment.name == "conveyor"
+    std = policy.model.tokenizer.latent_std
+    assert bool((std != 1).all()), "the tokenizer was not fitted"
+
+
+def test_the_offset_is_said_back_in_frames_and_seconds(vla_mot, training, tmp_path):
+    offset = ("foresight.offset_frames=null", "foresight.offset_seconds=0.4")
+    said = vla_mot(*training, f"output={tmp_path / 'run'}", "train.steps=1", *offset)
+    assert said.code == 0
+    assert "4 frames = 0.4 s" in said.out
+    assert "chunk 12 steps = 1.2 s" in said.out
+
+
+def test_a_longer_resumed_run_equals_an_uninterrupted_one(vla_mot, training, trained, tmp_path):
+    constant = "train.schedule=constant"
+    first, whole = tmp_path / "first", tmp_path / "whole"
+    assert vla_mot(*training, constant, f"output={first}", "train.steps=3").code == 0
+    said = vla_mot("posttrain", f"resume={first}", "train.steps=6")
+    assert said.code == 0
+    assert "resumed with another train.steps: 3 → 6" in said.out
+    assert "resumed at step 3" in said.out
+    assert vla_mot(*training, constant, f"output={whole}", "train.steps=6").code == 0
+    assert_same_weights(first, whole)
+    extra = [record for record in numbers(first) if record not in numbers(whole)]
+    assert {(record["kind"], record["step"]) for record in extra} == {("validation", 3)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("train.lr=1e-5",), "train.lr is 0.002 there, 1e-05 was asked"),
+        (("model.chunk_size=4",), "model.chunk_size is 12 there, 4 was asked"),
+        (("train=posttrain",), "train.lr is 0.002 there, 5e-05 was asked"),
+        (("output=/elsewhere",), "a resumed run stays in its folder"),
+        (("train.steps=2",), "has 4 steps already"),
+    ],
+)
+def test_a_resumed_run_keeps_its_configuration(vla_mot, trained, change, message):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    said = vla_mot("posttrain", f"resume={trained}", *change)
+    assert said.code == 2
+    assert message in said.err
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_with_the_same_words_is_no_change(vla_mot, training, tmp_path):
+    run = tmp_path / "run"
+    assert vla_mot(*training, f"output={run}", "train.steps=2").code == 0
+    said = vla_mot(*training, f"output={run}", "train.steps=2", f"resume={run}")
+    assert (said.code, "resumed at step 2" in said.out) == (0, True)
+
+
+def test_resuming_what_is_no_run(vla_mot, tmp_path):
+    said = vla_mot("posttrain", f"resume={tmp_path}")
+    assert (said.code, "is no run to resume: it has no config.yaml" in said.err) == (2, True)
+
+
+def test_resuming_on_other_data(vla_mot, trained, tmp_path, frames):
+    other, run = tmp_path / "other", tmp_path / "run"
+    assert vla_mot("data", "record", f"output={other}", "episodes=3", "seed=50").code == 0
+    shutil.copytree(trained, run, symlinks=True)
+    said = vla_mot("posttrain", f"resume={run}", f"data.root={other}", "train.steps=6")
+    assert (said.code, "was trained on other data" in said.err) == (2, True)
+
+
+def test_init_from_starts_a_new_run_from_weights(vla_mot, training, trained, tmp_path):
+    run = tmp_path / "run"
+    start = ("train.lr=1e-30", "train.warmup_steps=0", "train.weight_decay=0", "train.ema_decay=0")
+    said = vla_mot(*training, f"output={run}", f"init_from={trained}", "train.steps=1", *start)
+    assert said.code == 0
+    policy = "checkpoints/last/pretrained_model/model.safetensors"
+    mine, theirs = load_file(run / policy), load_file(trained / policy)
+    for name in theirs:
+        assert torch.allclose(mine[name], theirs[name], atol=1e-8), name
+
+
+def test_one_run_per_value(vla_mot, training, tmp_path):
+    said = vla_mot(*training, f"output={tmp_path / 'sweep'}", "train.steps=1", "train.seed=0,1", "--multirun")
+    assert said.code == 0
+    seeds = [
+        yaml.safe_load((tmp_path / "sweep" / n / "config.yaml").read_text())["train"]["seed"] for n in "01"
+    ]
+    assert seeds == [0, 1]
+
+
+@pytest.mark.multiprocess
+def test_ctrl_c_leaves_a_resumable_run(vla_mot, training, tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    settings = ("train.steps=400", "train.save_every=1000", "train.val_every=1000", "train.schedule=constant")
+    command = [sys.executable, "-m", "vla_mot.commands.main", *training, f"output={run}", *settings]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while len([r for r in read_log(run) if r["kind"] == "train"] if run.exists() else []) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"vla-mot posttrain resume={run}" in err
+    assert "Traceback" not in err
+    kept = int(os.readlink(run / "checkpoints" / "last"))
+    assert kept >= 3
+    assert vla_mot("posttrain", f"resume={run}", f"train.steps={kept + 2}").code == 0
+    whole_run = (*training, *settings, f"output={whole}", f"train.steps={kept + 2}")
+    assert vla_mot(*whole_run).code == 0
+    assert_same_weights(run, whole)
