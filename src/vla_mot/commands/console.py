@@ -16,14 +16,15 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 _PIPE_WIDTH = 160  # columns, where there is no terminal that has a width
 console = Console(highlight=False)
 if not console.is_terminal:
     console.width = _PIPE_WIDTH
+_BAR_WIDTH = 30  # columns
 _LINE_EVERY = 20.0  # seconds between lines where no bar can move
 
 
@@ -39,18 +40,22 @@ def progress(title: str) -> Iterator[Advance]:
     if not console.is_terminal:
         yield _lines(title)
         return
+    whole = Column(no_wrap=True)  # in a narrow window the bar shrinks, not the numbers
     columns = (
-        TextColumn(title.ljust(9)),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn(title, table_column=whole),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=_BAR_WIDTH)),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn("[dim]{task.fields[note]}", table_column=whole),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=whole),
+        TextColumn("{task.fields[left]}", table_column=whole),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+    with Progress(*columns, console=console, expand=True) as bar:
+        task = bar.add_task(title, total=None, note="", left="left")
+
+        def advance(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note, left="" if done >= total else "left")
+
+        yield advance
 
 
 def _lines(title: str) -> Advance:

@@ -131,7 +131,7 @@ def _run(trainer: Trainer, run: Run) -> Path:
             advance(
                 step,
                 total,
-                f"action {numbers['action_loss']:.4f}  foresight {numbers['foresight_loss']:.4f}  {rate:.0f} samples/s",
+                f"action {numbers['action_loss']:.3f} foresight {numbers['foresight_loss']:.3f} {rate:.0f} samples/s",
             )
             if asked.is_set() and step < total:
                 raise _StopRequestedError

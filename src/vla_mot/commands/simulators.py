@@ -95,11 +95,12 @@ def _conveyor_expert(horizon: int) -> "Controller":
 def _conveyor_demonstrations(
     options: Mapping[str, Any], noise: Mapping[str, Any], seed: int, static_fraction: float
 ) -> Iterator[Demonstration]:
-    """Every scene once per colour; the first `static_fraction` of every hundred scenes, spread, stand still."""
+    """Every scene once per colour; a `static_fraction` of the scenes, spread evenly, stands still."""
     from vla_mot.commands.settings import section
-    from vla_mot.envs.conveyor import COLORS, DemonstrationNoise, demonstrate
+    from vla_mot.envs.conveyor import COLORS, DEMONSTRATION_STEPS, DemonstrationNoise, demonstrate
 
     disturbance = section(DemonstrationNoise, "noise", noise)
+    options = {**options, "max_steps": max(DEMONSTRATION_STEPS, options.get("max_steps", 0))}
     moving, still = _conveyor(options), _conveyor({**options, "motion": "static"})
     scene = 0
     while True:
