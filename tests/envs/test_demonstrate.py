@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vla_mot.envs.conveyor import ConveyorEnv, DemonstrationNoise, demonstrate, plan_chunk
+from vla_mot.envs.conveyor.scene import BLOCK_SIZE
 
 pytestmark = pytest.mark.sim
 
@@ -16,10 +17,19 @@ def env():
 
 
 def test_without_noise_the_label_is_what_was_executed(env):
-    steps = list(demonstrate(env, 0, QUIET))
+    steps = list(demonstrate(env, 0, QUIET, dwell_steps=0))
     assert all(np.array_equal(step.action, step.executed) for step in steps)
     assert steps[-1].info["verdict"] == "success"
     assert [step.info["verdict"] for step in steps[:-1]] == ["running"] * (len(steps) - 1)
+
+
+def test_after_success_the_gripper_dwells_open_over_the_tray(env):
+    steps = list(demonstrate(env, 0, QUIET, dwell_steps=7))
+    verdicts = [step.info["verdict"] for step in steps]
+    assert verdicts == ["running"] * (len(steps) - 8) + ["success"] * 8
+    opening = [step.action[2] > BLOCK_SIZE for step in steps[-8:]]
+    assert all(opening), "the chunks that end here show the release"
+    assert steps[-1].observation["agent_pos"][3] == 0.0
 
 
 def test_noise_disturbs_execution_and_leaves_labels_clean(env):

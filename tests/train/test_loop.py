@@ -22,9 +22,7 @@ from vla_mot.train.loop import Trainer
 def state_of(run: Trainer) -> dict[str, torch.Tensor]:
     parts = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
     parts |= {f"average.{name}": tensor for name, tensor in run.average.state.items()}
-    for number, state in run.optimizer.state_dict()["state"].items():
-        parts |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    return parts
+    return parts | {f"optimizer.{name}": value for name, value in run.optimizers.tensors().items()}
 
 
 def assert_bitwise_equal(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -38,14 +36,15 @@ def numbers(run: Path) -> list[dict]:
     return [{k: v for k, v in record.items() if k not in timed} for record in read_log(run)]
 
 
-def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path, optimizer: str) -> None:
+    whole = trainer(tmp_path / "whole", optimizer=optimizer)
     whole.run()
-    first = trainer(tmp_path / "parts", steps=6)
+    first = trainer(tmp_path / "parts", optimizer=optimizer)
     batches = MemoryStream().batches(0, 4)
     first.stream = type("Cut", (), {"batches": lambda self, start, stop: batches})()
     first.run()  # the stream ends after step 4, as if the process had
-    second = trainer(tmp_path / "parts")
+    second = trainer(tmp_path / "parts", optimizer=optimizer)
     second.resume(find_checkpoint(tmp_path / "parts"))
     assert second.progress.step == 4
     second.run()
@@ -140,6 +139,15 @@ def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"optimizer.safetensors .*truncated"):
         trainer(tmp_path).resume(folder)
+
+
+def test_resume_refuses_the_state_of_other_weights(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.run()
+    state = run.optimizers.tensors()
+    partial = {name: value for name, value in state.items() if not name.startswith("action.out_proj.weight/")}
+    with pytest.raises(CheckpointError, match=r"other weights .*action.out_proj.weight"):
+        run.optimizers.load(partial)
 
 
 def test_unfinished_checkpoint_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from vla_mot.errors import ConfigError
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import RunLog, read_log
-from vla_mot.train.optimizer import AveragedWeights, learning_rate, make_optimizer
+from vla_mot.train.optimizer import AveragedWeights, Optimizers, learning_rate
 
 
 def test_schedule_warms_up_and_ends_at_the_final_rate() -> None:
@@ -46,21 +46,42 @@ def test_average_of_decay_zero_is_the_model() -> None:
     assert torch.equal(average.state["action.out_proj.weight"], model.action.out_proj.weight)
 
 
-def test_only_matrices_decay_and_frozen_weights_are_left_out() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_trained_weight_is_in_one_group_and_only_matrices_decay(optimizer: str) -> None:
     model = tiny_model()
-    decayed, plain = make_optimizer(model, train_config(weight_decay=0.3)).param_groups
-    assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
-    assert all(p.dim() > 1 for p in decayed["params"]) and all(p.dim() <= 1 for p in plain["params"])
-    trained = {id(p) for group in (decayed, plain) for p in group["params"]}
-    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+    groups = Optimizers(model, train_config(weight_decay=0.3, optimizer=optimizer)).param_groups
+    for group in groups:
+        expected = 0.3 if group["params"][0].dim() > 1 else 0.0
+        assert group["weight_decay"] == expected
+        assert len({p.dim() > 1 for p in group["params"]}) == 1
+    members = [p for group in groups for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(members) == len(trained) and set(members) == set(trained)
     assert any(not p.requires_grad for p in model.parameters())
+
+
+def test_muon_moves_linear_weights_by_orthogonal_steps_and_leaves_the_rest_to_adamw() -> None:
+    model = tiny_model()
+    optimizers = Optimizers(model, train_config(optimizer="muon", weight_decay=0.0))
+    weight, embedding = model.action.time_mlp_out.weight, model.understanding.embed_tokens.weight
+    before, embedded = weight.detach().clone(), embedding.detach().clone()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizers.step(1e-2)
+    singular = torch.linalg.svdvals(before - weight.detach())
+    assert singular.max() / singular.min() < 2.5  # Newton-Schulz brings all of them near one
+    moved = (embedded - embedding.detach()).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-2), rtol=1e-3, atol=0)  # AdamW's first step
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"steps": 0}, "train.steps must be at least 1"),
-        ({"schedule": "cosin"}, "'constant' or 'cosine', got 'cosin'"),
+        ({"schedule": "cosin"}, r"unknown train.schedule 'cosin'. Did you mean 'cosine'"),
+        ({"optimizer": "muom"}, r"unknown train.optimizer 'muom'. Did you mean 'muon'"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
     ],
 )

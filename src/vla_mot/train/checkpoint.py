@@ -13,8 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vla_mot.errors import CheckpointError
 from vla_mot.hub.native import (
@@ -26,7 +25,7 @@ from vla_mot.hub.native import (
     write_json,
     write_tensors,
 )
-from vla_mot.train.optimizer import AveragedWeights
+from vla_mot.train.optimizer import AveragedWeights, Optimizers
 
 POLICY_FOLDER, STATE_FOLDER, LAST = "pretrained_model", "training_state", "last"
 
@@ -45,7 +44,7 @@ def save_checkpoint(
     spec: PolicySpec,
     model: nn.Module,
     average: AveragedWeights,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     keep: int,
 ) -> Path:
     """Write `checkpoints/<step>`, point `last` to it, remove all but the newest `keep`. Returns the folder."""
@@ -56,7 +55,7 @@ def save_checkpoint(
     state = unfinished / STATE_FOLDER
     state.mkdir()
     write_tensors(state / "model.safetensors", model.state_dict())
-    write_tensors(state / "optimizer.safetensors", _optimizer_tensors(optimizer))
+    write_tensors(state / "optimizer.safetensors", optimizers.tensors())
     write_json(
         state / "progress.json",
         {"step": progress.step, "seconds": progress.seconds, "average_updates": average.updates},
@@ -80,7 +79,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, average: AveragedWeights, optimizer: torch.optim.Optimizer
+    folder: Path, model: nn.Module, average: AveragedWeights, optimizers: Optimizers
 ) -> Progress:
     """Restore weights, averaged weights and optimizer. Raises CheckpointError when anything does not fit."""
     state = folder / STATE_FOLDER
@@ -94,27 +93,8 @@ def load_checkpoint(
     if averaged.keys() != average.state.keys():
         raise CheckpointError(f"{policy} has other weights than the model of this run.")
     average.load(averaged, int(progress["average_updates"]))
-    _load_optimizer(optimizer, state / "optimizer.safetensors")
+    optimizers.load(read_tensors(state / "optimizer.safetensors"))
     return Progress(int(progress["step"]), float(progress["seconds"]))
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Per parameter (by its number) every tensor of its state; empty before the first step."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, parts in state.items() for name, value in parts.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    restored = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in read_tensors(path).items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    if state and len(state) != count:
-        raise CheckpointError(f"{path} holds the state of {len(state)} parameters, this run trains {count}.")
-    restored["state"] = state
-    optimizer.load_state_dict(restored)
 
 
 def _numbered(root: Path) -> list[Path]:

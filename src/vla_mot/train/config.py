@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vla_mot.errors import ConfigError
+from vla_mot.errors import ConfigError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -11,6 +11,7 @@ class TrainConfig:
 
     steps: optimizer steps. batch_size: global batch, in samples. seed: keys weights, order and noise.
     lr, lr_final, warmup_steps, schedule: `constant` or `cosine` from lr to lr_final after a linear warm-up.
+    optimizer: `adamw`, or `muon` for the hidden matrices beside AdamW for the rest (see `train.optimizer`).
     betas, eps, weight_decay, clip_norm: AdamW and gradient clipping.
     foresight_weight: λ; a setting of the tokenizer, since another latent scale needs another λ.
     action_draws: K noise draws per sample that share its prefix.
@@ -26,6 +27,7 @@ class TrainConfig:
     lr_final: float = 5e-6
     warmup_steps: int = 0
     schedule: str = "constant"
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
@@ -44,7 +46,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "action_draws", "log_every", "val_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.schedule not in ("constant", "cosine"):
-            raise ConfigError(f"train.schedule must be 'constant' or 'cosine', got {self.schedule!r}.")
+        for name, known in (("schedule", ("constant", "cosine")), ("optimizer", ("adamw", "muon"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(unknown_name(f"train.{name}", getattr(self, name), known))
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}.")

@@ -20,7 +20,7 @@ from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
 from vla_mot.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import RunLog
-from vla_mot.train.optimizer import AveragedWeights, learning_rate, make_optimizer
+from vla_mot.train.optimizer import AveragedWeights, Optimizers, learning_rate
 
 KEPT_CHECKPOINTS = 2
 
@@ -51,13 +51,13 @@ class Trainer:
         self.model.stack.gradient_checkpointing = config.gradient_checkpointing
         self.spec, self.stream, self.validation = spec, stream, validation
         self.config, self.run_folder = config, run
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizers = Optimizers(self.model, config)
         self.average = AveragedWeights(self.model, config.ema_decay)
         self.progress = Progress(0, 0.0)
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from a checkpoint of this run."""
-        self.progress = load_checkpoint(checkpoint, self.model, self.average, self.optimizer)
+        self.progress = load_checkpoint(checkpoint, self.model, self.average, self.optimizers)
 
     def run(self, report: Report = lambda step, numbers: None) -> Path:
         """Train to the last step; returns the last checkpoint.
@@ -87,14 +87,12 @@ class Trainer:
         """One optimizer step; returns its numbers."""
         self.model.train()
         rate = learning_rate(step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         config = self.config
         noise, level = draw_noise(
             batch, config.action_draws, config.seed, step, self.model.config.noise_level
         )
         goal = objective(self.model.losses(batch, noise, level), config.foresight_weight)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.zero_grad()
         goal.total.backward()
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
@@ -106,7 +104,7 @@ class Trainer:
             "lr": rate,
         }
         self._require_finite(step, batch, numbers)
-        self.optimizer.step()
+        self.optimizers.step(rate)
         self.average.update(self.model)
         return numbers
 
@@ -156,6 +154,6 @@ class Trainer:
             self.spec,
             self.model,
             self.average,
-            self.optimizer,
+            self.optimizers,
             KEPT_CHECKPOINTS,
         )

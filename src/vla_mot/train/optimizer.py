@@ -1,21 +1,94 @@
-"""AdamW, its learning-rate schedule and the averaged weights."""
+"""The optimizers, their learning-rate schedule and the averaged weights."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vla_mot.errors import CheckpointError
 from vla_mot.train.config import TrainConfig
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained; matrices decay, vectors (norms, biases) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+class Optimizers:
+    """The optimizers of one run, stepped as one.
+
+    `adamw` trains everything with AdamW. `muon` trains the hidden matrices with Muon (orthogonalised momentum, its
+    step scaled to AdamW's, so that one learning rate serves both) and the rest with AdamW: embeddings, convolutions,
+    norms and biases. Matrices decay, vectors do not.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        named = model.named_parameters()
+        self._names: dict[Tensor, str] = {p: name for name, p in named if p.requires_grad}
+        hidden: set[Tensor] = _hidden_matrices(model) if config.optimizer == "muon" else set()
+        rest = [p for p in self._names if p not in hidden]
+        groups = [
+            {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self._parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        ]
+        if hidden:
+            self._parts.append(
+                torch.optim.Muon(
+                    [p for p in self._names if p in hidden],
+                    lr=config.lr,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts."""
+        return [group for part in self._parts for group in part.param_groups]
+
+    def step(self, rate: float) -> None:
+        """Update the weights at a learning rate."""
+        for group in self.param_groups:
+            group["lr"] = rate
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, as `<parameter>/<quantity>`; empty before the first step."""
+        return {
+            f"{self._names[parameter]}/{quantity}": value
+            for part in self._parts
+            for parameter, state in part.state.items()
+            for quantity, value in state.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `tensors` gave. Raises CheckpointError unless it is the state of exactly these weights."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, quantity = key.rpartition("/")
+            found.setdefault(name, {})[quantity] = value
+        names = set(self._names.values())
+        if found and found.keys() != names:
+            wrong = sorted(found.keys() ^ names)
+            raise CheckpointError(
+                f"the optimizer's state is of other weights than this run trains: {wrong[:5]} …"
+            )
+        for part in self._parts:
+            for group in part.param_groups:
+                for parameter in group["params"] if found else ():
+                    part.state[parameter] = found[self._names[parameter]]
+
+
+def _hidden_matrices(model: nn.Module) -> set[Tensor]:
+    """Weights of linear layers: what Muon is made for."""
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    return {module.weight for module in linear if module.weight.requires_grad}
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

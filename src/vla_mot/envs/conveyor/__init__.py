@@ -8,7 +8,12 @@ expert      a scripted expert that plans open-loop chunks from a believed belt v
 demonstrate noisy demonstrations with clean labels, for recording a dataset
 """
 
-from vla_mot.envs.conveyor.demonstrate import DemonstrationNoise, DemonstrationStep, demonstrate
+from vla_mot.envs.conveyor.demonstrate import (
+    DEMONSTRATION_STEPS,
+    DemonstrationNoise,
+    DemonstrationStep,
+    demonstrate,
+)
 from vla_mot.envs.conveyor.env import ConveyorEnv
 from vla_mot.envs.conveyor.expert import ChunkExpert, plan_chunk
 from vla_mot.envs.conveyor.scene import COLORS, Scene, instruction, sample_scene
@@ -16,6 +21,7 @@ from vla_mot.envs.conveyor.world import WorldState
 
 __all__ = [
     "COLORS",
+    "DEMONSTRATION_STEPS",
     "ChunkExpert",
     "ConveyorEnv",
     "DemonstrationNoise",

@@ -17,6 +17,8 @@ import numpy as np
 from vla_mot.envs.conveyor.env import ConveyorEnv
 from vla_mot.envs.conveyor.expert import plan_chunk
 
+DEMONSTRATION_STEPS = 90  # control steps that a demonstration, with its waits and recoveries, may take
+
 
 @dataclass(frozen=True)
 class DemonstrationNoise:
@@ -70,15 +72,18 @@ def demonstrate(
     seed: int,
     noise: DemonstrationNoise | None = None,
     options: dict[str, Any] | None = None,
+    dwell_steps: int = 10,
 ) -> Iterator[DemonstrationStep]:
     """Play one seeded episode with the velocity-knowing expert, replanning at every step.
 
     Args:
         env: a `ConveyorEnv`, or a wrapper around one that does not change actions. Waits and recoveries take
-            time: give it `max_steps=90`.
+            time: give it `max_steps=DEMONSTRATION_STEPS`.
         seed: of the scene and of the disturbance.
         noise: how to disturb; None takes the defaults.
         options: handed to `env.reset`, for example `{"target": "red"}`.
+        dwell_steps: steps that go on after a success, with the gripper open over the tray. Without them hardly
+            any step of any chunk would show the release, and a policy would carry the block for ever.
 
     Yields:
         One `DemonstrationStep` per control step, until the episode ends. Episodes that did not end in
@@ -87,15 +92,20 @@ def demonstrate(
     robot: ConveyorEnv = env.unwrapped
     disturbance = _Disturbance(noise or DemonstrationNoise(), seed)
     observation, _ = env.reset(seed=seed, options=options)
-    ended = False
-    while not ended:
+    steps_left = -1  # unknown until the episode has ended
+    while steps_left != 0:
         state = robot.privileged_state()
         action = plan_chunk(state, robot.target_index, state.belt_velocity, steps=1)[0]
         disturbed = disturbance.apply(action, np.array(state.gripper))
         executed = np.clip(disturbed, robot.action_space.low, robot.action_space.high).astype(np.float32)
-        following, _, terminated, truncated, info = env.step(executed)
+        # A wrapper may refuse steps after the end; the robot itself does not.
+        following, _, terminated, truncated, info = (env if steps_left < 0 else robot).step(executed)
         yield DemonstrationStep(observation, action, executed, info, robot.task)
-        observation, ended = following, terminated or truncated
+        observation = following
+        if steps_left < 0 and (terminated or truncated):
+            steps_left = dwell_steps if info["is_success"] else 0
+        elif steps_left > 0:
+            steps_left -= 1
 
 
 class _Disturbance:

@@ -67,8 +67,8 @@ def _next_command(belief: _Belief) -> np.ndarray:
     """
     if belief.held:
         return _carry(belief)
-    if belief.block_y > HOVER_Y:  # already delivered: stay, open
-        return np.array([belief.gripper[0], belief.gripper[1], geo.APERTURE_MAX])
+    if belief.block_y > HOVER_Y:  # already delivered: stay over the tray, open
+        return np.array([geo.TRAY_X, RELEASE_Y, geo.APERTURE_MAX])
     return _fetch(belief)
 
 
