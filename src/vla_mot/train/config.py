@@ -16,7 +16,7 @@ class TrainConfig:
     foresight_weight: λ; a setting of the tokenizer, since another latent scale needs another λ.
     action_draws: K noise draws per sample that share its prefix.
     ema_decay: of the averaged weights that are saved for inference; 0 turns averaging off.
-    log_every, val_every, save_every: in steps. val_samples: samples of the validation set that are scored.
+    log_every, val_every, save_every: in steps. keep_checkpoints: how many of the newest stay. val_samples: samples of the validation set that are scored.
     gradient_checkpointing: recompute each joint layer in the backward pass.
     """
 
@@ -38,12 +38,21 @@ class TrainConfig:
     log_every: int = 10
     val_every: int = 500
     save_every: int = 1000
+    keep_checkpoints: int = 2
     val_samples: int = 512
     gradient_checkpointing: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "action_draws", "log_every", "val_every", "save_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "action_draws",
+            "log_every",
+            "val_every",
+            "save_every",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
         for name, known in (("schedule", ("constant", "cosine")), ("optimizer", ("adamw", "muon"))):

@@ -22,8 +22,6 @@ from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import RunLog
 from vla_mot.train.optimizer import AveragedWeights, Optimizers, learning_rate
 
-KEPT_CHECKPOINTS = 2
-
 
 class Stream(Protocol):
     """Training batches by step (`vla_mot.data.stream.BatchStream`)."""
@@ -155,5 +153,5 @@ class Trainer:
             self.model,
             self.average,
             self.optimizers,
-            KEPT_CHECKPOINTS,
+            self.config.keep_checkpoints,
         )
