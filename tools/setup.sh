@@ -70,7 +70,7 @@ install() {
     if [ -e "$project" ]; then editable+=(-e "${project%/pyproject.toml}"); fi
   done
   say "installing requirements.lock into $venv (about 5 GB the first time)"
-  "$uv" pip sync ${quiet[@]+"${quiet[@]}"} --python $venv/bin/python --require-hashes requirements.lock ||
+  "$uv" pip sync ${quiet[@]+"${quiet[@]}"} --python $venv/bin/python --require-hashes --compile-bytecode requirements.lock ||
     die "could not install requirements.lock; uv's message above says which package."
   # The build backend is in the lock as well, so nothing unhashed is fetched here.
   "$uv" pip install --quiet --offline --python $venv/bin/python --no-deps --no-build-isolation "${editable[@]}" ||

@@ -78,10 +78,6 @@ class Qwen3VLConfig:
             raise ConfigError(
                 f"backbone image_size {self.image_size} must be multiples of patch × merge = {cell} pixels."
             )
-        if sum(self.mrope_sections) != self.head_dim // 2:
-            raise ConfigError(
-                f"mrope_sections {self.mrope_sections} must sum to head_dim / 2 = {self.head_dim // 2}."
-            )
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -32,6 +32,13 @@ class Geometry:
             raise ConfigError(
                 f"{self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly; fix conf/backbone/."
             )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even to be rotated, got {self.head_dim}; fix conf/backbone/.")
+        if self.rope.sections and sum(self.rope.sections) != self.head_dim // 2:
+            raise ConfigError(
+                f"the position axes turn {self.rope.sections} frequencies, which must sum to head_dim / 2 = "
+                f"{self.head_dim // 2}; fix mrope_sections or head_dim in conf/backbone/."
+            )
 
 
 @dataclass(frozen=True)
