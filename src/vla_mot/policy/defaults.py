@@ -16,8 +16,9 @@ def default_model() -> dict[str, Any]:
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_heads": 4,
-        "patch_size": 8,
-        "num_position_embeddings": 64,
+        "patch_size": 16,
+        "merge_size": 1,
+        "num_position_embeddings": 16,
         "deepstack_layers": [],
     }
     backbone = {
@@ -28,6 +29,7 @@ def default_model() -> dict[str, Any]:
         "num_heads": 4,
         "num_kv_heads": 2,
         "head_dim": 16,
+        "rope_base": 10000.0,
         "mrope_sections": [4, 2, 2],
         "vocab_size": 260,
         "tokenizer": "byte",
