@@ -20,7 +20,7 @@ class MemoryStream:
     def __init__(self, spoil_step: int | None = None) -> None:
         self.spoil_step = spoil_step
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
         assert stop is not None
         for step in range(start, stop):
             batch = replace(tiny_batch(step), index=torch.arange(4 * step, 4 * step + 4))

@@ -42,7 +42,7 @@ def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path, optimizer:
     whole.run()
     first = trainer(tmp_path / "parts", optimizer=optimizer)
     batches = MemoryStream().batches(0, 4)
-    first.stream = type("Cut", (), {"batches": lambda self, start, stop: batches})()
+    first.stream = type("Cut", (), {"batches": lambda self, start, stop, prefetch: batches})()
     first.run()  # the stream ends after step 4, as if the process had
     second = trainer(tmp_path / "parts", optimizer=optimizer)
     second.resume(find_checkpoint(tmp_path / "parts"))
@@ -80,7 +80,7 @@ def test_killed_process_resumes_bitwise(tmp_path: Path) -> None:
 
 def _until(last: int) -> MemoryStream:
     class Ending(MemoryStream):
-        def batches(self, start=0, stop=None):
+        def batches(self, start=0, stop=None, prefetch=2):
             return super().batches(start, last)
 
     return Ending()
