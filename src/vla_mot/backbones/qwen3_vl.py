@@ -152,7 +152,7 @@ class Qwen3VLExpert(UnderstandingExpert):
         tower: Any = self.visual  # its forward is spelt out here, submodule by submodule
         rows, cols = self.config.grid
         grid = torch.tensor([[1, rows, cols]], device=images.device)
-        # The stock patch embedding is a convolution whose kernel covers the patch: a matrix product, and much faster so.
+        # The stock patch embedding is a convolution whose kernel covers the patch: a matrix product, faster as such.
         kernel = tower.patch_embed.proj
         x = F.linear(patches.to(kernel.weight.dtype), kernel.weight.flatten(1), kernel.bias)
         x = x + tower.fast_pos_embed_interpolate(grid)

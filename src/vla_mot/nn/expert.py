@@ -33,7 +33,9 @@ class Geometry:
                 f"{self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly; fix conf/backbone/."
             )
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim must be even to be rotated, got {self.head_dim}; fix conf/backbone/.")
+            raise ConfigError(
+                f"head_dim must be even to be rotated, got {self.head_dim}; fix conf/backbone/."
+            )
         if self.rope.sections and sum(self.rope.sections) != self.head_dim // 2:
             raise ConfigError(
                 f"the position axes turn {self.rope.sections} frequencies, which must sum to head_dim / 2 = "

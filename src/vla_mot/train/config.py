@@ -16,7 +16,8 @@ class TrainConfig:
     foresight_weight: λ; a setting of the tokenizer, since another latent scale needs another λ.
     action_draws: K noise draws per sample that share its prefix.
     ema_decay: of the averaged weights that are saved for inference; 0 turns averaging off.
-    log_every, val_every, save_every: in steps. keep_checkpoints: how many of the newest stay. val_samples: samples of the validation set that are scored.
+    log_every, val_every, save_every: in steps. keep_checkpoints: how many of the newest stay.
+    val_samples: samples of the validation set that are scored.
     gradient_checkpointing: recompute each joint layer in the backward pass.
     """
 
