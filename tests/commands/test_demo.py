@@ -1,5 +1,6 @@
 """The demo at miniature scale, end to end, as a newcomer runs it: a command in a shell."""
 
+import json
 import os
 import signal
 import subprocess
@@ -46,11 +47,30 @@ def test_interrupted_then_finished_then_nothing_to_do(tmp_path, vla_mot):
     assert made(output / "dataset") == recorded
     check_results(output, first)
 
+    check_lerobot_drives_it(output / "policy", tmp_path / "lerobot")
+
     before = made(output)
     second = vla_mot("demo", f"output={output}", *SETTINGS)
     assert second.code == 0
     assert second.out.count("done before") == 9
     assert made(output) == before
+
+
+def check_lerobot_drives_it(policy: Path, output: Path) -> None:
+    """Stock lerobot finds policy and environment by their distributions, and runs what the demo trained."""
+    program = Path(sys.executable).with_name("lerobot-eval")
+    options = [
+        f"--policy.path={policy}",
+        "--env.type=conveyor",
+        "--env.max_steps=8",
+        f"--output_dir={output}",
+    ]
+    counts = ["--eval.n_episodes=2", "--eval.batch_size=2", "--eval.use_async_envs=false"]
+    done = subprocess.run(
+        [program, *options, *counts, "--policy.device=cpu"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((output / "eval_info.json").read_text())["overall"]["n_episodes"] == 2
 
 
 def check_results(output: Path, said: str) -> None:
