@@ -20,7 +20,6 @@ from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub.native import WEIGHTS_FILE, PolicySpec, load_weights
 from vla_mot.model.model import VlaMotModel
-from vla_mot.robots.processor import Processor
 from vla_mot.train.loop import Trainer
 
 _FIT_FRAMES = 512  # training frames that the foresight tokenizer's statistics are fitted on
@@ -97,14 +96,7 @@ def _tokenizer_pictures(model: VlaMotModel, data: Data) -> torch.Tensor:
 def make_collate(model: VlaMotModel, data: Data) -> Collate:
     """What turns windows of this data into this model's batches."""
     spec = data.spec
-    processor = Processor(
-        embodiment=spec.embodiment,
-        statistics=spec.statistics,
-        tokenize=model.understanding.tokenize,
-        image_size=spec.model.view_size,
-        state_width=spec.model.max_state_dim,
-        action_width=spec.model.max_action_dim,
-    )
+    processor = spec.processor(model.understanding.tokenize)
     return Collate(processor, data.source.tasks)
 
 

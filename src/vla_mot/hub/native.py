@@ -26,6 +26,7 @@ from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
 from vla_mot.model.config import ModelConfig
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import Statistics
+from vla_mot.robots.processor import Processor, Tokenize
 
 TYPE = "vla_mot"
 CONFIG_FILE, WEIGHTS_FILE, STATISTICS_FILE = "config.json", "model.safetensors", "stats.json"
@@ -74,6 +75,17 @@ class PolicySpec:
                 f"embodiment {self.embodiment.name!r} has {slots} camera slots, the model {width}; "
                 "raise num_views in conf/model/."
             )
+
+    def processor(self, tokenize: Tokenize) -> Processor:
+        """What turns this robot's units into this model's tensors; `tokenize` is the backbone's."""
+        return Processor(
+            embodiment=self.embodiment,
+            statistics=self.statistics,
+            tokenize=tokenize,
+            image_size=self.model.view_size,
+            state_width=self.model.max_state_dim,
+            action_width=self.model.max_action_dim,
+        )
 
     def config_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""

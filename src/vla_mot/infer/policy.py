@@ -19,7 +19,6 @@ from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.flow.noise import keyed_normal
 from vla_mot.hub.native import WEIGHTS_FILE, PolicySpec, load_weights, read_spec, save_policy
 from vla_mot.model.model import VlaMotModel
-from vla_mot.robots.processor import Processor
 
 _SAMPLING_STREAM = 7
 
@@ -30,14 +29,7 @@ class Policy:
     def __init__(self, model: VlaMotModel, spec: PolicySpec) -> None:
         self.model = model.eval()
         self.spec = spec
-        self.processor = Processor(
-            embodiment=spec.embodiment,
-            statistics=spec.statistics,
-            tokenize=model.understanding.tokenize,
-            image_size=spec.model.view_size,
-            state_width=spec.model.max_state_dim,
-            action_width=spec.model.max_action_dim,
-        )
+        self.processor = spec.processor(model.understanding.tokenize)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Policy":

@@ -1,5 +1,6 @@
 """What defines a model. Plain values, so that it is written to `config.json` and read back exactly."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
@@ -49,7 +50,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists."""
-        return _plain(asdict(self))
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> "ModelConfig":
@@ -82,11 +83,3 @@ def _section(cls: Any, name: str, spec: Mapping[str, Any]) -> Any:
         if f.name not in spec and f.default is MISSING:
             raise ConfigError(f"{name} lacks {f.name!r}, got only {sorted(spec)}; set it in conf/model/.")
     return cls(**spec)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value

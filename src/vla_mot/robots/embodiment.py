@@ -11,6 +11,7 @@ Embodiments are YAML files (`conf/embodiment/*.yaml`), so that a user adds a rob
     cameras: [observation.images.head, null, null]
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -125,7 +126,7 @@ class Embodiment:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and scalars, as written to YAML and to a checkpoint's `config.json`."""
-        return _plain(asdict(self))
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> "Embodiment":
@@ -158,11 +159,3 @@ def _check_keys(kind: str, spec: Mapping[str, Any], known: Sequence[str]) -> Non
     for key in spec:
         if key not in known:
             raise ConfigError(unknown_name(kind, key, known))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
