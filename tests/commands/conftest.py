@@ -6,6 +6,7 @@ import pytest
 
 from vla_mot.commands.main import main
 
+LEARNING_RATE = "train.lr=0.003"  # of its own, so that tests do not follow the preset
 SMALL = (
     "train.batch_size=4",
     "train.warmup_steps=1",
@@ -55,7 +56,14 @@ def frames(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def training(dataset, frames) -> tuple[str, ...]:
     """The arguments of a very short training run, but for its output and steps."""
-    return ("posttrain", "experiment=conveyor", f"data.root={dataset}", f"data.cache={frames}", *SMALL)
+    return (
+        "posttrain",
+        "experiment=conveyor",
+        f"data.root={dataset}",
+        f"data.cache={frames}",
+        LEARNING_RATE,
+        *SMALL,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -69,9 +69,9 @@ def test_a_longer_resumed_run_equals_an_uninterrupted_one(vla_mot, training, tra
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("train.lr=1e-5",), "train.lr is 0.002 there, 1e-05 was asked"),
+        (("train.lr=1e-5",), "train.lr is 0.003 there, 1e-05 was asked"),
         (("model.chunk_size=4",), "model.chunk_size is 12 there, 4 was asked"),
-        (("train=posttrain",), "train.lr is 0.002 there, 5e-05 was asked"),
+        (("train=posttrain",), "train.lr is 0.003 there, 5e-05 was asked"),
         (("output=/elsewhere",), "a resumed run stays in its folder"),
         (("train.steps=2",), "has 4 steps already"),
     ],
