@@ -1,6 +1,6 @@
 """Imports point one way, and `import vla_mot` stays quick.
 
-    errors, version, batch <- nn, flow, robots <- backbones, foresight <- model <- hub <- infer
+    errors, options, version, batch <- nn, flow, robots <- backbones, foresight <- model <- hub <- infer
                            <- evaluate <- train <- commands            (left is imported by right)
 
 Beside that line stand `data` (reads batch and robots), `policy` (up to infer) and `envs` (nothing of ours).
@@ -17,7 +17,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vla_mot"
 
-BOTTOM = {"errors", "version", "batch"}
+BOTTOM = {"errors", "version", "batch", "options"}
 LEVELS = [
     BOTTOM,
     {"nn", "flow", "robots"},
@@ -33,6 +33,7 @@ UP_TO_INFER = set().union(*LEVELS[:6])
 MAY_IMPORT = {part: set().union(*LEVELS[:level]) for level, parts in enumerate(LEVELS) for part in parts}
 MAY_IMPORT |= {
     "vla_mot": {"version", "infer"},  # the package's own __init__
+    "options": {"errors"},
     "data": BOTTOM | {"robots"},
     "policy": UP_TO_INFER,
     "envs": set(),

@@ -85,7 +85,7 @@ def test_constant_pictures_cannot_be_whitened() -> None:
     [
         ({"image_size": [60, 64]}, "multiples of the block 8"),
         ({"coefficients": [0, 4, 4]}, "must lie in 1 … 64"),
-        ({"imagesize": [64, 64]}, "unknown dct option 'imagesize'.*'image_size'"),
+        ({"imagesize": [64, 64]}, "unknown key 'foresight.imagesize'.*'foresight.image_size'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, message: str) -> None:

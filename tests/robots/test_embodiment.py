@@ -38,11 +38,11 @@ def test_the_yaml_form_round_trips():
     [
         ({"name": "TwoArms"}, "must be lower case: write 'twoarms'"),
         ({"fps": 0}, "fps must be positive, got 0"),
-        ({"camera": []}, "unknown embodiment field 'camera'. Did you mean 'cameras'?"),
+        ({"camera": []}, "unknown key 'embodiment.camera'. Did you mean 'embodiment.cameras'?"),
         ({"state": [{"key": "s", "names": ["a"], "units": []}]}, "lists 1 names, 0 units and 1 delta flags"),
         (
             {"state": [{"key": "s", "name": ["a"]}]},
-            "unknown embodiment feature key 'name'. Did you mean 'names'?",
+            "unknown key 'embodiment.state[0].name'. Did you mean 'embodiment.state[0].names'?",
         ),
         ({"state": []}, "action dimension 1 is a delta, but the state has only 0 dimensions"),
     ],
@@ -54,7 +54,9 @@ def test_what_does_not_fit_is_named(change, message):
 
 
 def test_a_missing_field_is_named():
-    with pytest.raises(ConfigError, match="embodiment 'two_arms' lacks action, fps"):
+    with pytest.raises(
+        ConfigError, match=r"embodiment.fps \(a number\), embodiment.action \(a list\) must be given"
+    ):
         Embodiment.from_dict({key: value for key, value in SPEC.items() if key not in ("fps", "action")})
 
 

@@ -9,15 +9,16 @@ Legend: `N` pictures, `C` latent channels, `H`/`W` pixels, `h`/`w` blocks, `b` b
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.errors import ConfigError
 from vla_mot.foresight.base import ForesightTokenizer
+from vla_mot.options import section
 
 # ITU-R BT.601, full range: rows are Y, Cb, Cr as functions of R, G, B.
 _YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -41,13 +42,8 @@ class DCTConfig:
 
 
 def build(options: Mapping[str, Any]) -> "DCTTokenizer":
-    """Build from the options of `conf/foresight/dct.yaml`. Raises ConfigError for an unknown option."""
-    known = [f.name for f in fields(DCTConfig)]
-    for key in options:
-        if key not in known:
-            raise ConfigError(unknown_name("dct option", key, known))
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    return DCTTokenizer(DCTConfig(**given))
+    """Build from the options of `conf/foresight/dct.yaml`. Raises ConfigError for what does not fit."""
+    return DCTTokenizer(section(DCTConfig, "foresight", options))
 
 
 class DCTTokenizer(ForesightTokenizer):

@@ -12,11 +12,12 @@ Embodiments are YAML files (`conf/embodiment/*.yaml`), so that a user adds a rob
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.errors import ConfigError
+from vla_mot.options import section
 
 
 @dataclass(frozen=True)
@@ -131,31 +132,4 @@ class Embodiment:
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> "Embodiment":
         """Build from a YAML or JSON mapping. Raises ConfigError naming the field that does not fit."""
-        _check_keys("embodiment field", spec, ("name", "fps", "state", "action", "cameras", "aliases"))
-        missing = {"name", "fps", "state", "action", "cameras"} - spec.keys()
-        if missing:
-            raise ConfigError(f"embodiment {spec.get('name', '?')!r} lacks {', '.join(sorted(missing))}.")
-        return cls(
-            name=str(spec["name"]),
-            fps=float(spec["fps"]),
-            state=tuple(_field(entry) for entry in spec["state"]),
-            action=tuple(_field(entry) for entry in spec["action"]),
-            cameras=tuple(spec["cameras"]),
-            aliases=tuple(spec.get("aliases") or ()),
-        )
-
-
-def _field(spec: Mapping[str, Any]) -> Field:
-    _check_keys("embodiment feature key", spec, ("key", "names", "units", "delta"))
-    return Field(
-        key=str(spec["key"]),
-        names=tuple(str(name) for name in spec["names"]),
-        units=tuple(str(unit) for unit in spec["units"]),
-        delta=tuple(bool(flag) for flag in spec.get("delta") or ()),
-    )
-
-
-def _check_keys(kind: str, spec: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in spec:
-        if key not in known:
-            raise ConfigError(unknown_name(kind, key, known))
+        return section(cls, "embodiment", spec)
