@@ -2,12 +2,10 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from tests.data.conftest import GRIPPER, HEAD, LENGTHS, SIZE, TASKS, toy_embodiment, toy_episodes
-from vla_mot.data.recorder import _check_videos, dataset_features, join_datasets, record_dataset
-from vla_mot.data.source import Source
+from vla_mot.data.recorder import _check_videos, dataset_features, record_dataset
 from vla_mot.errors import DatasetError
 
 FEATURES = dataset_features(toy_embodiment(), SIZE, SIZE)
@@ -69,34 +67,9 @@ def test_nothing_to_record_is_an_error(tmp_path, episodes, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recording_and_joining_say_nothing_of_their_own(tmp_path, capfd):
+def test_recording_says_nothing_of_its_own(tmp_path, capfd):
     record(tmp_path / "toy", itertools.islice(toy_episodes(), 2))
-    join_datasets(tmp_path / "joined", "tests/joined", [tmp_path / "toy"])
     assert capfd.readouterr() == ("", "")
-
-
-def test_parts_recorded_apart_equal_one_recording(tmp_path, source):
-    episodes = list(toy_episodes())
-    parts = [tmp_path / "first", tmp_path / "second"]
-    for part, share in zip(parts, (episodes[:1], episodes[1:]), strict=True):
-        record(part, share)
-    assert join_datasets(tmp_path / "joined", "tests/joined", parts) == sum(LENGTHS)
-    joined = Source.open(tmp_path / "joined", toy_embodiment())
-    for name in ("bounds", "state", "action", "task_index"):
-        assert torch.equal(getattr(joined, name), getattr(source, name))
-    assert joined.tasks == source.tasks
-    for episode in range(len(LENGTHS)):
-        assert torch.equal(joined.decode(episode, HEAD), source.decode(episode, HEAD))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "joined", "second"]
-
-
-def test_parts_that_differ_are_not_joined(tmp_path, recording):
-    record_dataset(tmp_path / "fast", "tests/fast", 20, FEATURES, itertools.islice(toy_episodes(), 1))
-    with pytest.raises(DatasetError, match="cannot be joined"):
-        join_datasets(tmp_path / "joined", "tests/joined", [recording.root, tmp_path / "fast"])
-    with pytest.raises(DatasetError, match="does not exist"):
-        join_datasets(tmp_path / "joined", "tests/joined", [tmp_path / "none"])
-    assert [path.name for path in tmp_path.iterdir()] == ["fast"]
 
 
 def test_lost_frames_are_noticed(recording):

@@ -4,17 +4,15 @@ The defaults suit small rendered pictures: H.264 with full-resolution colour (`y
 on 64 px and moves coloured edges) and a key frame every second frame, so that random reads stay cheap.
 """
 
-import io
 import logging
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_mot.data.checks import read_info
 from vla_mot.data.quiet import quiet_media
 from vla_mot.errors import DatasetError
 from vla_mot.robots.embodiment import Embodiment
@@ -80,32 +78,6 @@ def record_dataset(
         )
         _check_videos(work, [key for key, spec in features.items() if spec["dtype"] == "video"], frames)
     log.info("recorded %d frames in %s", frames, root)
-    return frames
-
-
-def join_datasets(root: Path | str, repo_id: str, parts: Sequence[Path]) -> int:
-    """Write the episodes of `parts`, in their order, as one dataset, and return the number of frames.
-
-    Recordings that several processes made at once become one; videos are copied, not encoded again. The parts stay.
-    Raises DatasetError when `root` exists, a part does not, parts differ in features or fps, or frames were lost.
-    """
-    from lerobot.datasets.aggregate import aggregate_datasets
-
-    infos = [read_info(part) for part in parts]
-    with _unfinished(Path(root)) as work, redirect_stderr(io.StringIO()):  # lerobot draws progress bars
-        try:
-            aggregate_datasets(
-                [f"local/{part.name}" for part in parts],
-                repo_id,
-                roots=list(parts),
-                aggr_root=work,
-                concatenate_videos=False,
-            )
-        except ValueError as error:
-            raise DatasetError(f"{', '.join(map(str, parts))} cannot be joined: {error}") from error
-        frames = sum(int(info["total_frames"]) for info in infos)
-        cameras = [key for key, spec in infos[0]["features"].items() if spec["dtype"] == "video"]
-        _check_videos(work, cameras, frames)
     return frames
 
 
