@@ -220,6 +220,19 @@ def test_no_network_and_nothing_cached(client):
     assert f"the cache {client.home / 'hub'} does not hold all of it" in error
 
 
+def test_a_cache_with_holes_is_not_used(hub, client):
+    """A cache that an older huggingface_hub left has no listing by which holes are found."""
+    commit = hub.commit(NAME, POLICY)
+    folder = client.fetch(NAME)
+    (folder / "model.safetensors").unlink()
+    (folder.parents[1] / "trees" / f"{commit}.json").unlink()
+    assert "fetch it once with a connection" in client.error("fetch", NAME, local_files_only=True)
+    url, client.url = client.url, closed_port()
+    assert f"the connection to {client.url} failed" in client.error("fetch", NAME, revision=commit)
+    client.url = url
+    assert content(client.fetch(NAME, revision=commit)) == POLICY
+
+
 def test_a_hub_that_is_down_says_so(hub, client):
     hub.down = True
     assert "answered 503 when asked for org/policy: the Hub is down for maint" in client.error("fetch", NAME)

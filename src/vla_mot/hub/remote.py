@@ -143,6 +143,8 @@ def _snapshot(
             held = snapshot(True)
         except LocalEntryNotFoundError:
             raise error from None
+        if missing_files(held):
+            raise
         log.warning("%s: using commit %s of %s from the cache", reason(error), held.name, repo_id)
         return held
     return snapshot(False)
