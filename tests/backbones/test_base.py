@@ -26,9 +26,9 @@ def test_what_is_no_family_is_refused(config: dict) -> None:
 
 
 def test_misspelt_options_suggest_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"unknown qwen3_vl option 'hiden_size'.*'hidden_size'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'backbone\.hiden_size'.*'backbone\.hidden_size'"):
         build_backbone({"type": "qwen3_vl", "hiden_size": 32})
-    with pytest.raises(ConfigError, match=r"unknown vision option 'patchsize'.*'patch_size'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'backbone\.vision\.patchsize'.*patch_size'"):
         build_backbone({"type": "qwen3_vl", "vision": {"patchsize": 8}})
 
 

@@ -1,5 +1,6 @@
 """Parity with transformers' own Qwen3-VL, at tiny size."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 from tests.nn.small import redraw
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig as StockConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel, Qwen3VLVisionModel
 
-from vla_mot.backbones.qwen3_vl import Qwen3VLConfig, Qwen3VLExpert, VisionConfig
+from vla_mot.backbones.qwen3_vl import Qwen3VLConfig, Qwen3VLExpert
+from vla_mot.backbones.qwen3_vl_vision import VisionConfig
+from vla_mot.errors import ConfigError
 
 START, END, IMAGE, PAD = 257, 258, 259, 256
 TEXT = 5
@@ -91,10 +94,15 @@ def test_patches_equal_the_golden_ones_of_the_released_pipeline(goldens: Path) -
 @torch.no_grad()
 def test_picture_embeddings_equal_the_stock_tower(size: tuple[int, int]) -> None:
     ours, images = expert(size), pictures(2, 3, *size)
+    tower = Qwen3VLVisionModel(ours.visual.config).eval()
+    tower.load_state_dict(ours.visual.state_dict())  # the same names and shapes, none left over
     rows, cols = ours.config.grid
-    grid = torch.tensor([[1, rows, cols]] * 6)
-    stock = ours.visual(ours.patchify(images).flatten(0, 1), grid_thw=grid).pooler_output
-    assert torch.allclose(ours.embed_images(images).flatten(0, 2), stock, atol=1e-5)
+    grid, patches = torch.tensor([[1, rows, cols]] * 6), ours.patchify(images)
+    stock = tower(patches.flatten(0, 1), grid_thw=grid)
+    assert torch.allclose(ours.embed_images(images).flatten(0, 2), stock.pooler_output, atol=1e-5)
+    _, features = ours.visual(patches, deepstack=True)
+    assert len(features) == len(stock.deepstack_features) == 1
+    assert torch.allclose(features[0].flatten(0, 1), stock.deepstack_features[0], atol=1e-5)
 
 
 @cache
@@ -162,3 +170,37 @@ def test_layers_are_fresh_and_as_many_as_the_stack_has() -> None:
     layers, again = ours.make_layers(), ours.make_layers()
     assert len(layers) == ours.geometry.num_layers == 2
     assert layers[0] is not again[0]
+
+
+@torch.no_grad()
+def test_deepstack_features_stand_at_their_image_tokens() -> None:
+    ours = Qwen3VLExpert(replace(expert().config, deepstack=True)).eval()
+    redraw(ours)
+    images, view_mask = pictures(2, 2, 32, 32), torch.tensor([[True, True], [True, False]])
+    ids, mask = ours.tokenize(["go", "a longer text"])
+    (added,) = ours(images, view_mask, ids, mask).deepstack
+    _, (features,) = ours.visual(ours.patchify(images), deepstack=True)
+    assert added.shape == (2, 17, 32)
+    for view, first in enumerate((1, 7)):
+        assert torch.equal(added[:, first : first + 4], features.unflatten(0, (2, 2))[:, view])
+    rest = torch.ones(17, dtype=torch.bool)
+    rest[1:5] = rest[7:11] = False
+    assert torch.count_nonzero(added[:, rest]) == 0
+
+
+def test_deepstack_trains_the_features_that_a_later_layer_reads() -> None:
+    vision = replace(expert().config.vision, deepstack_layers=(0, 1))
+
+    def trained(deepstack: bool) -> list[bool]:
+        ours = Qwen3VLExpert(replace(expert().config, vision=vision, deepstack=deepstack))
+        return [next(merger.parameters()).requires_grad for merger in ours.visual.deepstack_merger_list]
+
+    assert trained(deepstack=False) == [False, False]
+    assert trained(deepstack=True) == [True, False]  # two text layers: nothing reads what follows the second
+
+
+@pytest.mark.parametrize("layers", [(), (0, 1, 1)])
+def test_deepstack_without_layers_or_with_more_than_the_text_has_is_refused(layers: tuple) -> None:
+    vision = replace(expert().config.vision, deepstack_layers=layers)
+    with pytest.raises(ConfigError, match=r"backbone.deepstack needs 1 … 2 \(num_layers\)"):
+        replace(expert().config, vision=vision, deepstack=True)

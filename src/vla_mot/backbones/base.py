@@ -5,11 +5,13 @@ Legend: `B` batch, `V` camera slots, `N` text tokens, `U` understanding tokens, 
 
 import importlib
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vla_mot.errors import ConfigError, unknown_name
@@ -18,11 +20,15 @@ from vla_mot.nn.expert import Geometry
 
 @dataclass(frozen=True)
 class Understood:
-    """Embedded understanding tokens: `(B, U, D)`, whether each is real `(B, U)`, and positions `(X, B, U)`."""
+    """Embedded understanding tokens: `(B, U, D)`, whether each is real `(B, U)`, and positions `(X, B, U)`.
+
+    deepstack: `(B, U, D)` each; the i-th is added to the understanding tokens after layer i.
+    """
 
     embeddings: Tensor
     valid: Tensor
     positions: Tensor
+    deepstack: tuple[Tensor, ...] = ()
 
 
 class UnderstandingExpert(nn.Module, ABC):
@@ -34,6 +40,26 @@ class UnderstandingExpert(nn.Module, ABC):
 
     geometry: Geometry
     hidden_size: int
+    causal: bool = False
+    """Whether understanding tokens see only earlier ones, as language models are trained, or each other."""
+
+    @property
+    @abstractmethod
+    def stock_names(self) -> tuple[tuple[str, str], ...]:
+        """Patterns of names in the family's Hugging Face checkpoints, and the names in a `VlaMotModel`."""
+
+    def stock_key(self, name: str) -> str | None:
+        """The name in a `VlaMotModel` of a weight in a Hugging Face checkpoint; None if it is of another family.
+
+        Takes the spellings of files on the Hub and of every transformers version that wrote another one.
+        """
+        for pattern, ours in self.stock_names:
+            if match := re.fullmatch(pattern, name):
+                return match.expand(ours)
+        return None
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Compute anew, on `device`, the buffers that no checkpoint stores (after construction on `meta`)."""
 
     @abstractmethod
     def make_layers(self) -> list[nn.Module]:
@@ -59,7 +85,7 @@ def build_backbone(config: Mapping[str, Any]) -> UnderstandingExpert:
     """Build the family named by `config["type"]`. Raises ConfigError for an unknown one."""
     import vla_mot.backbones as package
 
-    hidden = ("base", "tokenizers")
+    hidden = ("base", "tokenizers", "qwen3_vl_vision")
     known = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in hidden]
     name = config.get("type", "")
     if name not in known:

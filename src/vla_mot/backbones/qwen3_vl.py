@@ -1,49 +1,31 @@
 """The Qwen3-VL family as understanding expert, made of transformers' own modules.
 
 Per view the sequence holds vision-start, one token per merged patch, vision-end; then the instruction. Positions
-are Qwen3-VL's interleaved M-RoPE over real tokens only. DeepStack features are not computed: the released
-policies compute and discard them.
+are Qwen3-VL's interleaved M-RoPE over real tokens only.
 
 Legend: `B` batch, `V` views, `P` patches per view, `T` = P / merge² image tokens per view, `N` text tokens,
 `U` = V·(T + 2) + N tokens, `D` text width, `E` vision width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextDecoderLayer,
-    Qwen3VLTextRMSNorm,
-    Qwen3VLVisionModel,
-    apply_rotary_pos_emb_vision,
-)
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
 from vla_mot.backbones.base import UnderstandingExpert, Understood
+from vla_mot.backbones.qwen3_vl_vision import VisionConfig, VisionTower
 from vla_mot.backbones.tokenizers import encode, make_tokenizer
-from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
+from vla_mot.nn.norm import RMSNorm, replace_norms
 from vla_mot.nn.rope import RopeConfig
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """Vision tower. The defaults are Qwen3-VL-2B's."""
-
-    depth: int = 24
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_heads: int = 16
-    patch_size: int = 16
-    merge_size: int = 2
-    temporal_patch_size: int = 2
-    num_position_embeddings: int = 2304
-    deepstack_layers: tuple[int, ...] = (5, 11, 17)
+from vla_mot.options import section
 
 
 @dataclass(frozen=True)
@@ -52,6 +34,9 @@ class Qwen3VLConfig:
 
     image_size: (height, width) in pixels that the tower sees; views of another size are resized (bicubic,
     antialiased, as the released processor does). text_length: N. tokenizer: see `tokenizers`.
+    causal: every token sees only earlier ones, as the stock model was trained; the released policies attend in both
+    directions. deepstack: add the features of `vision.deepstack_layers` to the image tokens after the first text
+    layers, as the stock model does; the released policies compute and discard them.
     """
 
     hidden_size: int = 2048
@@ -71,12 +56,19 @@ class Qwen3VLConfig:
     pad_token_id: int = 151643
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
+    causal: bool = False
+    deepstack: bool = False
 
     def __post_init__(self) -> None:
         cell = self.vision.patch_size * self.vision.merge_size
         if any(side % cell for side in self.image_size):
             raise ConfigError(
                 f"backbone image_size {self.image_size} must be multiples of patch × merge = {cell} pixels."
+            )
+        if self.deepstack and not 0 < len(self.vision.deepstack_layers) <= self.num_layers:
+            raise ConfigError(
+                f"backbone.deepstack needs 1 … {self.num_layers} (num_layers) vision.deepstack_layers, "
+                f"got {list(self.vision.deepstack_layers)}; see conf/backbone/."
             )
 
     @property
@@ -86,19 +78,8 @@ class Qwen3VLConfig:
 
 
 def build(options: Mapping[str, Any]) -> "Qwen3VLExpert":
-    """Build from the options of `conf/backbone/`. Raises ConfigError for an unknown option."""
-    vision = _make(VisionConfig, "vision option", options.get("vision") or {})
-    rest = {key: value for key, value in options.items() if key != "vision"}
-    return Qwen3VLExpert(_make(Qwen3VLConfig, "qwen3_vl option", rest, vision=vision))
-
-
-def _make(cls: Any, kind: str, options: Mapping[str, Any], **more: Any) -> Any:
-    known = [f.name for f in fields(cls)]
-    for key in options:
-        if key not in known:
-            raise ConfigError(unknown_name(kind, key, known))
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return cls(**given, **more)
+    """Build from the options of `conf/backbone/`. Raises ConfigError for what does not fit."""
+    return Qwen3VLExpert(section(Qwen3VLConfig, "backbone", options))
 
 
 class Qwen3VLExpert(UnderstandingExpert):
@@ -108,6 +89,7 @@ class Qwen3VLExpert(UnderstandingExpert):
         super().__init__()
         self.config = config
         self.hidden_size = config.hidden_size
+        self.causal = config.causal
         self.geometry = Geometry(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
@@ -116,54 +98,59 @@ class Qwen3VLExpert(UnderstandingExpert):
             rope=RopeConfig(config.rope_base, tuple(config.mrope_sections)),
             rms_norm_eps=config.rms_norm_eps,
         )
-        self.visual = Qwen3VLVisionModel(_hf_vision_config(config))
-        self.visual.deepstack_merger_list.requires_grad_(False)  # kept for the checkpoint, read by nobody
+        self.visual = VisionTower(config.vision, config.hidden_size, config.grid)
+        # Kept for the checkpoint, read by nobody: what would be added after the last layer, too.
+        read = config.num_layers - 1 if config.deepstack else 0
+        self.visual.deepstack_merger_list[read:].requires_grad_(False)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
         self._encode = make_tokenizer(config.tokenizer)
 
+    @property
+    def stock_names(self) -> tuple[tuple[str, str], ...]:
+        """See the base class; the output head is the embedding."""
+        text = r"(?:model\.)?language_model\."
+        return (
+            (r"(?:model\.)?visual\.(.+)", r"understanding.visual.\1"),
+            (rf"{text}layers\.(\d+)\.(.+)", r"stack.layers.\1.experts.understanding.\2"),
+            (rf"{text}norm\.weight", "stack.norms.understanding.weight"),
+            (rf"{text}embed_tokens\.weight", "understanding.embed_tokens.weight"),
+            (r"lm_head\.weight", "understanding.embed_tokens.weight"),
+        )
+
     def make_layers(self) -> list[nn.Module]:
         text = _hf_text_config(self.config)
-        return [Qwen3VLTextDecoderLayer(text, i) for i in range(self.config.num_layers)]
+        layers = (Qwen3VLTextDecoderLayer(text, i) for i in range(self.config.num_layers))
+        return [replace_norms(layer, Qwen3VLTextRMSNorm) for layer in layers]
 
     def make_norm(self) -> nn.Module:
-        return Qwen3VLTextRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
+        return RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        self.visual.reset_buffers(device)
 
     def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return encode(instructions, self._encode, self.config.text_length, self.config.pad_token_id)
 
     def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
-        vision = self.embed_images(images)  # (B, V, T, D)
+        vision, deepstack = self.visual(self.patchify(images), deepstack=self.config.deepstack)
+        vision, *deepstack = (x.unflatten(0, view_mask.shape) for x in (vision, *deepstack))  # (B, V, T, D)
         batch, views, tokens, _ = vision.shape
         edges = token_ids.new_tensor([self.config.vision_start_token_id, self.config.vision_end_token_id])
         start, end = self.embed_tokens(edges).expand(batch, views, 2, -1).split(1, dim=2)
         framed = torch.cat((start, vision.to(start.dtype), end), dim=2).flatten(1, 2)
-        embeddings = torch.cat((framed, self.embed_tokens(token_ids)), dim=1)
+        words = self.embed_tokens(token_ids)
+        embeddings = torch.cat((framed, words), dim=1)
         valid = torch.cat((view_mask.repeat_interleave(tokens + 2, dim=1), token_mask), dim=1)
-        return Understood(embeddings, valid, self.positions(view_mask, token_mask))
+        positions = self.positions(view_mask, token_mask)
+        return Understood(
+            embeddings, valid, positions, tuple(_among(x.to(words.dtype), words) for x in deepstack)
+        )
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """`(B, V, 3, H, W)` float in [0, 1] → `(B, V, T, D)`: the vision tower over equally sized views.
-
-        Runs the stock modules on `(views, patches)` instead of one flattened sequence, so that attention is
-        one batched call rather than one per picture.
-        """
-        patches = self.patchify(images)  # (B·V, P, C·t·p·p)
-        tower: Any = self.visual  # its forward is spelt out here, submodule by submodule
-        rows, cols = self.config.grid
-        grid = torch.tensor([[1, rows, cols]], device=images.device)
-        # The stock patch embedding is a convolution whose kernel covers the patch: a matrix product, faster as such.
-        kernel = tower.patch_embed.proj
-        x = F.linear(patches.to(kernel.weight.dtype), kernel.weight.flatten(1), kernel.bias)
-        x = x + tower.fast_pos_embed_interpolate(grid)
-        angles = tower.rot_pos_emb(grid).flatten(1)
-        angles = torch.cat((angles, angles), dim=-1)
-        turn = (angles.cos(), angles.sin())
-        for block in tower.blocks:
-            x = x + _vision_attention(block.attn, block.norm1(x), turn)
-            x = x + block.mlp(block.norm2(x))
-        merged = tower.merger(x.flatten(0, 1))
-        return merged.unflatten(0, (*images.shape[:2], -1))
+        """`(B, V, 3, H, W)` float in [0, 1] → `(B, V, T, D)`: the vision tower over equally sized views."""
+        tokens, _ = self.visual(self.patchify(images))
+        return tokens.unflatten(0, images.shape[:2])
 
     def patchify(self, images: Tensor) -> Tensor:
         """`(B, V, 3, H, W)` in [0, 1] → `(B·V, P, 3·t·p·p)` in [−1, 1], rows in merge-block order.
@@ -206,12 +193,10 @@ class Qwen3VLExpert(UnderstandingExpert):
         return torch.cat((seen, told.expand(3, -1, -1)), dim=2)
 
 
-def _vision_attention(attention: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Full attention inside each view, `(n, P, E)` → `(n, P, E)`, with the stock module's weights."""
-    query, key, value = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
-    query, key = apply_rotary_pos_emb_vision(query, key, *turn)
-    out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    return attention.proj(out.transpose(1, 2).flatten(2))
+def _among(features: Tensor, words: Tensor) -> Tensor:
+    """`(B, V, T, D)` features of image tokens → `(B, U, D)`, zero at every other token."""
+    framed = F.pad(features, (0, 0, 1, 1)).flatten(1, 2)
+    return torch.cat((framed, torch.zeros_like(words)), dim=1)
 
 
 def _hf_text_config(config: Qwen3VLConfig) -> Qwen3VLTextConfig:
@@ -224,20 +209,4 @@ def _hf_text_config(config: Qwen3VLConfig) -> Qwen3VLTextConfig:
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         rms_norm_eps=config.rms_norm_eps,
-    )
-
-
-def _hf_vision_config(config: Qwen3VLConfig) -> Qwen3VLVisionConfig:
-    vision = config.vision
-    return Qwen3VLVisionConfig(
-        depth=vision.depth,
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.intermediate_size,
-        num_heads=vision.num_heads,
-        patch_size=vision.patch_size,
-        spatial_merge_size=vision.merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        out_hidden_size=config.hidden_size,
-        num_position_embeddings=vision.num_position_embeddings,
-        deepstack_visual_indexes=list(vision.deepstack_layers),
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_mot.errors import ConfigError
+from vla_mot.nn.norm import RMSNorm
 from vla_mot.nn.rope import RopeConfig
 
 
@@ -62,8 +63,8 @@ class ExpertAttention(nn.Module):
         self.v_proj = nn.Linear(width, g.num_kv_heads * g.head_dim, bias=g.attention_bias)
         self.o_proj = nn.Linear(g.num_heads * g.head_dim, width, bias=False)
         if g.qk_norm:
-            self.q_norm = nn.RMSNorm(g.head_dim, eps=g.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(g.head_dim, eps=g.rms_norm_eps)
+            self.q_norm = RMSNorm(g.head_dim, eps=g.rms_norm_eps)
+            self.k_norm = RMSNorm(g.head_dim, eps=g.rms_norm_eps)
 
 
 class GatedMLP(nn.Module):
@@ -85,7 +86,7 @@ class ExpertLayer(nn.Module):
     def __init__(self, geometry: Geometry, config: ExpertConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.input_layernorm = nn.RMSNorm(width, eps=geometry.rms_norm_eps)
+        self.input_layernorm = RMSNorm(width, eps=geometry.rms_norm_eps)
         self.self_attn = ExpertAttention(geometry, width)
-        self.post_attention_layernorm = nn.RMSNorm(width, eps=geometry.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(width, eps=geometry.rms_norm_eps)
         self.mlp = GatedMLP(width, config.intermediate_size)

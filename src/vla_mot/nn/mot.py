@@ -7,7 +7,7 @@ Legend: `B` batch, `S` tokens of one expert, `Q`/`K` queries and keys over all e
 the cached tokens too), `D_e` width of expert e, `H` heads, `G` KV heads, `d` head dim.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,13 +122,15 @@ class JointTransformer(nn.Module):
         *,
         outputs: Collection[str],
         kv_cache: KVCache | None = None,
+        injected: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> tuple[dict[str, Tensor], KVCache]:
         """Run all layers.
 
         hidden: expert → `(B, S, D_e)` embeddings, in block order; experts without tokens are left out.
         turn: rotation of these tokens. attn_mask: `(B, Q, K)` bool with K = cached + these tokens.
         outputs: experts whose final (normed) states are wanted; the last layer of the others stops at its keys
-        and values. Returns those states and the cache with these tokens appended.
+        and values. injected: expert → tensors like its embeddings; the i-th is added after layer i (DeepStack).
+        Returns those states and the cache with these tokens appended.
         """
         wanted = tuple(name for name in hidden if name in outputs)
         keys, values, last = [], [], len(self.layers) - 1
@@ -136,6 +138,9 @@ class JointTransformer(nn.Module):
             past = None if kv_cache is None else (kv_cache.keys[i], kv_cache.values[i])
             needed = wanted if i == last else tuple(hidden)
             hidden, (key, value) = self._run(layer, hidden, turn, attn_mask, past, needed)
+            for name, added in (injected or {}).items():
+                if i < len(added) and name in hidden:
+                    hidden = {**hidden, name: hidden[name] + added[i]}
             keys.append(key)
             values.append(value)
         states = {name: self.norms[name](hidden[name]) for name in wanted}
