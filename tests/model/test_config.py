@@ -27,7 +27,7 @@ def test_what_is_left_out_takes_its_default() -> None:
 def test_a_missing_part_is_named(key: str) -> None:
     spec = tiny_config().to_dict()
     del spec[key]
-    with pytest.raises(ConfigError, match=f"lacks '{key}'"):
+    with pytest.raises(ConfigError, match=rf"model\.{key} .* must be given"):
         ModelConfig.from_dict(spec)
 
 
@@ -36,18 +36,44 @@ def test_a_missing_part_is_named(key: str) -> None:
 def test_a_missing_width_is_named(part: str, key: str) -> None:
     spec = tiny_config().to_dict()
     del spec[part][key]
-    with pytest.raises(ConfigError, match=rf"model\.{part}.*'{key}'"):
+    with pytest.raises(ConfigError, match=rf"model\.{part}\.{key} \(a whole number\) must be given"):
         ModelConfig.from_dict(spec)
 
 
 def test_misspelt_options_suggest_the_nearest() -> None:
     spec = tiny_config().to_dict()
-    with pytest.raises(ConfigError, match=r"unknown model option 'chunk_siz'.*'chunk_size'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.chunk_siz'.*'model\.chunk_size'"):
         ModelConfig.from_dict({**spec, "chunk_siz": 4})
-    with pytest.raises(ConfigError, match=r"unknown model\.action option 'hidden'.*'hidden_size'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'model\.action\.hidden'.*'model\.action\.hidden_size'"
+    ):
         ModelConfig.from_dict({**spec, "action": {**spec["action"], "hidden": 4}})
-    with pytest.raises(ConfigError, match=r"unknown model\.noise_level option 'alfa'.*'alpha'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.noise_level\.alfa'.*alpha'"):
         ModelConfig.from_dict({**spec, "noise_level": {"alfa": 4}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("chunk_size", "4", r"model\.chunk_size: expected a whole number, got '4'"),
+        ("mask_padding", "yes", r"model\.mask_padding: expected true or false, got 'yes'"),
+        ("view_size", [32], r"model\.view_size: expected a list of 2 values"),
+        ("generation", 24, r"model\.generation: expected a group of keys"),
+        ("positions", "relased", r"model\.positions: 'relased'.*'released'"),
+        ("action_loss", "all", r"model\.action_loss: 'all'.*padded, real"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_named(key: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_dict({**tiny_config().to_dict(), key: value})
+
+
+def test_a_loss_over_padding_that_the_input_hides_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"action_loss=padded asks for the noise .* set model.mask_padding=false"
+    ):
+        tiny_config(action_loss="padded", mask_padding=True)
+    assert tiny_config(action_loss="padded", mask_padding=False)
 
 
 @pytest.mark.parametrize("key", ["num_views", "offset_frames", "foresight_stride", "chunk_size"])

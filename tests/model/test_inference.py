@@ -124,7 +124,8 @@ def test_predicted_latents_decode_to_pictures_of_every_view(model: VlaMotModel, 
 
 @torch.no_grad()
 def test_positions_count_real_tokens_and_continue_on_every_axis(model: VlaMotModel, batch: Batch) -> None:
-    _, layouts, positions = model._prefix_tokens(batch.observation)
+    tokens = model._prefix_tokens(batch.observation)
+    layouts, positions = tokens.layouts, tokens.positions
     # A view spans 1 + 2 + 1 positions, its 2 × 2 grid sharing one time; sample 1 has two views and two words.
     assert positions[0][:, 1, :6].tolist() == [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
     assert positions[0][0, 1, -6:-4].tolist() == [8, 9]

@@ -13,39 +13,49 @@ from vla_mot.model.model import VlaMotModel
 from vla_mot.nn.expert import ExpertConfig
 
 VIEWS, TEXT, CHUNK, STATE_DIM, ACTION_DIM, REAL_ACTION_DIM = 3, 6, 4, 5, 5, 3
-PAD = 256
+PAD, IMAGE_START, IMAGE_END = 256, 257, 258
 
 
-def tiny_config(**changes: Any) -> ModelConfig:
-    """Two layers of three widths; 32×32 pixels give 4 picture tokens and 8 generation tokens per view."""
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 4,
-        "patch_size": 8,
-        "num_position_embeddings": 36,
-        "deepstack_layers": [0],
-    }
-    backbone = {
-        "type": "qwen3_vl",
+def backbone_options(family: str, **changes: Any) -> dict[str, Any]:
+    """Two layers of width 32; 32×32 pixels give 4 picture tokens per view."""
+    shared = {
+        "type": family,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_layers": 2,
         "num_heads": 4,
         "num_kv_heads": 2,
-        "head_dim": 8,
         "vocab_size": 260,
         "rope_base": 100.0,
-        "mrope_sections": [2, 1, 1],
-        "vision": vision,
         "image_size": [32, 32],
         "text_length": TEXT,
         "tokenizer": "byte",
         "pad_token_id": PAD,
-        "vision_start_token_id": 257,
-        "vision_end_token_id": 258,
     }
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 8}
+    own: dict[str, dict[str, Any]] = {
+        "qwen3_vl": {
+            "head_dim": 8,
+            "mrope_sections": [2, 1, 1],
+            "vision": {**vision, "num_position_embeddings": 36, "deepstack_layers": [0]},
+            "vision_start_token_id": IMAGE_START,
+            "vision_end_token_id": IMAGE_END,
+        },
+        "internvl3": {
+            "vision": vision,
+            "image_start_token_id": IMAGE_START,
+            "image_end_token_id": IMAGE_END,
+        },
+    }
+    return {**shared, **own[family], **changes}
+
+
+FAMILIES = ("qwen3_vl", "internvl3")
+
+
+def tiny_config(family: str = "qwen3_vl", **changes: Any) -> ModelConfig:
+    """Two layers of three widths; 8 generation tokens per view."""
+    backbone = backbone_options(family)
     config = ModelConfig(
         backbone=backbone,
         foresight={"type": "dct", "image_size": [32, 32]},
@@ -62,9 +72,9 @@ def tiny_config(**changes: Any) -> ModelConfig:
     return replace(config, **changes)
 
 
-def tiny_model(seed: int = 0, **changes: Any) -> VlaMotModel:
+def tiny_model(seed: int = 0, family: str = "qwen3_vl", **changes: Any) -> VlaMotModel:
     """Weights of unit gain, so that a mistake anywhere is seen everywhere."""
-    model = VlaMotModel(tiny_config(**changes))
+    model = VlaMotModel(tiny_config(family, **changes))
     redraw(model, seed)
     return model
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vla_mot.errors import ConfigError, unknown_name
@@ -41,12 +42,16 @@ class ForesightTokenizer(nn.Module, ABC):
     def fit(self, pictures: Tensor) -> None:
         """Compute stored statistics from `(N, 3, H, W)` pictures in [−1, 1] of the training data."""
 
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Compute anew, on `device`, the buffers that no checkpoint stores (after construction on `meta`)."""
+
 
 def build_tokenizer(config: Mapping[str, Any]) -> ForesightTokenizer:
     """Build the tokenizer named by `config["type"]`. Raises ConfigError for an unknown one."""
     import vla_mot.foresight as package
 
-    known = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base"]
+    hidden = ("base", "cosmos_autoencoder", "frozen")
+    known = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in hidden]
     name = config.get("type", "")
     if name not in known:
         raise ConfigError(unknown_name("foresight tokenizer", name, known))

@@ -74,6 +74,10 @@ class DCTTokenizer(ForesightTokenizer):
         raw = latents * self._column(self.latent_std) + self._column(self.latent_mean)
         return F.conv_transpose2d(raw, self.synthesis.to(raw.dtype), stride=self.config.block)
 
+    def reset_buffers(self, device: torch.device | str) -> None:
+        analysis, synthesis = _bases(self.config)
+        self.analysis, self.synthesis = analysis.to(device), synthesis.to(device)
+
     @torch.no_grad()
     def fit(self, pictures: Tensor) -> None:
         """Whiten each channel to mean 0 and deviation 1 over the given pictures.

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.errors import ConfigError
 from vla_mot.flow.matching import NoiseLevelConfig
 from vla_mot.nn.expert import ExpertConfig
+from vla_mot.options import section
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class ModelConfig:
     min_period, max_period: of the noise-level embedding.
     mask_padding: True keeps padded action dimensions at zero and hides episode-padded steps. The released
         checkpoints were trained with noise in padded dimensions and padded steps in view: False.
+    positions: which generation tokens count when sampling, in the positions of those behind them. "real": those of
+        present cameras, as in training. "released": all, as the released 3B policy samples (it trains like "real").
+    action_loss: what the action loss averages over. "real": real steps of real dimensions. "padded": every step of
+        every dimension, as the released policies were trained; samples without any action label never count.
     """
 
     backbone: Mapping[str, Any]
@@ -39,12 +44,19 @@ class ModelConfig:
     min_period: float = 4e-3
     max_period: float = 4.0
     mask_padding: bool = True
+    positions: Literal["real", "released"] = "real"
+    action_loss: Literal["real", "padded"] = "real"
     noise_level: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_views", "offset_frames", "foresight_stride", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.mask_padding and self.action_loss == "padded":
+            raise ConfigError(
+                "model.action_loss=padded asks for the noise in padded places, which model.mask_padding=true hides; "
+                "set model.mask_padding=false (as released) or model.action_loss=real."
+            )
         if self.action.hidden_size % 2:
             raise ConfigError(f"model.action.hidden_size must be even, got {self.action.hidden_size}.")
 
@@ -54,32 +66,5 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> "ModelConfig":
-        """The inverse of `to_dict`. Raises ConfigError for an unknown or missing key."""
-        known = [f.name for f in fields(cls)]
-        for key in spec:
-            if key not in known:
-                raise ConfigError(unknown_name("model option", key, known))
-        for key in ("backbone", "foresight", "generation", "action"):
-            if key not in spec:
-                raise ConfigError(
-                    f"the model's configuration lacks {key!r}; choose one under conf/{key}/ or conf/model/."
-                )
-        given = dict(spec)
-        given["generation"] = _section(ExpertConfig, "model.generation", spec["generation"])
-        given["action"] = _section(ExpertConfig, "model.action", spec["action"])
-        if "noise_level" in spec:
-            given["noise_level"] = _section(NoiseLevelConfig, "model.noise_level", spec["noise_level"])
-        if "view_size" in spec:
-            given["view_size"] = tuple(spec["view_size"])
-        return cls(**given)
-
-
-def _section(cls: Any, name: str, spec: Mapping[str, Any]) -> Any:
-    known = [f.name for f in fields(cls)]
-    for key in spec:
-        if key not in known:
-            raise ConfigError(unknown_name(f"{name} option", key, known))
-    for f in fields(cls):
-        if f.name not in spec and f.default is MISSING:
-            raise ConfigError(f"{name} lacks {f.name!r}, got only {sorted(spec)}; set it in conf/model/.")
-    return cls(**spec)
+        """The inverse of `to_dict`. Raises ConfigError for a key that is unknown, missing, or of a wrong type."""
+        return section(cls, "model", spec)

@@ -35,18 +35,19 @@ class GenerationHead(nn.Module):
         return 2 * self.grid[0] * self.grid[1]
 
     def embed(self, latents: Tensor) -> Tensor:
-        """`(B, V, T, C, h, w)` → `(B, V·T·r·c, D)`."""
+        """`(B, V, T, C, h, w)` → `(B, V·T·r·c, D)`, in the weights' dtype."""
         batch, views = latents.shape[:2]
-        tokens = self.downsample(self.in_proj(latents.flatten(0, 2)))
+        dtype = self.in_proj.weight.dtype
+        tokens = self.downsample(self.in_proj(latents.flatten(0, 2).to(dtype))).to(dtype)
         return rearrange(tokens, "(b v t) d r c -> b (v t r c) d", b=batch, v=views)
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Expert outputs `(B, V·T·r·c, D)` → predicted latents `(B, V, C, h, w)`, all in one pass."""
+        """Expert outputs `(B, V·T·r·c, D)` → predicted latents `(B, V, C, h, w)` float32, all in one pass."""
         rows, cols = self.grid
         mean = reduce(outputs, "b (v t r c) d -> b v d r c", "mean", t=2, r=rows, c=cols)
         grown = self.upsample(mean.flatten(0, 1))
         latents = self.out_proj(self.norm(grown.movedim(1, -1))).movedim(-1, 1)
-        return latents.unflatten(0, mean.shape[:2])
+        return latents.float().unflatten(0, mean.shape[:2])
 
 
 class ActionHead(nn.Module):
@@ -62,12 +63,17 @@ class ActionHead(nn.Module):
         self.out_proj = nn.Linear(width, action_dim)
 
     def embed_state(self, state: Tensor) -> Tensor:
-        """`(B, S)` → one token `(B, 1, D)`."""
-        return self.state_proj(state).unsqueeze(1)
+        """`(B, S)` → one token `(B, 1, D)`, in the weights' dtype."""
+        dtype = self.state_proj.weight.dtype
+        return self.state_proj(state.to(dtype)).to(dtype).unsqueeze(1)
 
     def embed_actions(self, x: Tensor, noise_level: Tensor) -> Tensor:
-        """Noisy actions `(B, L, A)` at levels `(B,)` → `(B, L, D)`."""
-        width = self.in_proj.out_features
-        level = noise_level_embedding(noise_level, width, *self.periods).to(x.dtype)
-        joined = torch.cat((self.in_proj(x), level[:, None].expand(-1, x.shape[1], -1)), dim=-1)
-        return self.time_mlp_out(F.silu(self.time_mlp_in(joined)))
+        """Noisy actions `(B, L, A)` at levels `(B,)` → `(B, L, D)`, in the weights' dtype."""
+        width, dtype = self.in_proj.out_features, self.in_proj.weight.dtype
+        level = noise_level_embedding(noise_level, width, *self.periods).to(dtype)
+        joined = torch.cat((self.in_proj(x.to(dtype)), level[:, None].expand(-1, x.shape[1], -1)), dim=-1)
+        return self.time_mlp_out(F.silu(self.time_mlp_in(joined))).to(dtype)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Expert outputs `(…, D)` → velocities `(…, A)` float32."""
+        return self.out_proj(outputs).float()

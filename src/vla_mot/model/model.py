@@ -7,8 +7,9 @@ Legend: `B` batch, `V` views, `U`/`G` understanding and generation tokens, `L` c
 `K` noise draws per sample, `C`/`h`/`w` latent channels, rows and columns, `X` position axes.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,12 @@ from vla_mot.flow.matching import integrate_euler, interpolate, velocity
 from vla_mot.foresight import build_tokenizer
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.heads import ActionHead, GenerationHead
+from vla_mot.model.precision import cast_weights
+from vla_mot.model.tokens import Tokens
 from vla_mot.nn.expert import ExpertConfig, ExpertLayer, Geometry
 from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
 from vla_mot.nn.mot import JointLayer, JointTransformer, KVCache
+from vla_mot.nn.norm import RMSNorm
 from vla_mot.nn.rope import rotation
 
 
@@ -81,11 +85,28 @@ class VlaMotModel(nn.Module):
             },
             {
                 "understanding": self.understanding.make_norm(),
-                "generation": nn.RMSNorm(generation.hidden_size, eps=geometry.rms_norm_eps),
-                "action": nn.RMSNorm(action.hidden_size, eps=geometry.rms_norm_eps),
+                "generation": RMSNorm(generation.hidden_size, eps=geometry.rms_norm_eps),
+                "action": RMSNorm(action.hidden_size, eps=geometry.rms_norm_eps),
             },
         )
         _freeze_unused(self.stack)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Give the weights `dtype`, in place, except those that the released checkpoints keep in float32.
+
+        Inputs are cast where they enter; integration, losses and predicted latents stay float32. See `precision`.
+        """
+        cast_weights(self, dtype)
+        return self
+
+    def reset_buffers(self, device: torch.device | str) -> Self:
+        """Compute anew, on `device`, what no checkpoint stores.
+
+        For a model built under `torch.device("meta")`, after `load_state_dict(…, assign=True)`.
+        """
+        self.understanding.reset_buffers(device)
+        self.tokenizer.reset_buffers(device)
+        return self
 
     # ---- training -------------------------------------------------------------------------------------------
 
@@ -109,25 +130,27 @@ class VlaMotModel(nn.Module):
         if self.config.mask_padding:
             x = x * batch.action_mask.any(1)[:, None, None, :]
             steps = batch.action_mask.any(-1)
-        hidden, layouts, positions = self._prefix_tokens(observation)
-        tokens = self._action_tokens(x, noise_level)
-        hidden["action"] = torch.cat((hidden["action"], tokens), dim=1)
-        layouts.append(TokenLayout.of(ACTION, steps.repeat(1, draws), groups=draws))
-        positions.append(self._action_positions(positions[-1][0, :, -1], draws))
-        layout = TokenLayout.concat(layouts)
-        turn = rotation(torch.cat(positions, dim=2), self._head_dim, self.understanding.geometry.rope)
-        states, _ = self.stack(hidden, turn, build_attn_mask(layout), outputs=("generation", "action"))
+        tokens = self._prefix_tokens(observation)
+        last = tokens.last_position
+        layout = TokenLayout.of(ACTION, steps.repeat(1, draws), groups=draws)
+        tokens.append(
+            "action", self._action_tokens(x, noise_level), layout, self._action_positions(last, draws)
+        )
+        states, _ = self._run(tokens, tokens.layout, outputs=("generation", "action"))
         outputs = states["action"][:, 1:].unflatten(1, (draws, self.config.chunk_size))
-        return self.action.out_proj(outputs), self.generation.predict(states["generation"])
+        return self.action.predict(outputs), self.generation.predict(states["generation"])
 
     def _sum_losses(self, batch: Batch, predicted: Tensor, target: Tensor, latents: Tensor) -> Losses:
-        error = (predicted.float() - target.float()).square() * batch.action_mask.unsqueeze(1)
+        counted = batch.action_mask
+        if self.config.action_loss == "padded":
+            counted = counted.flatten(1).any(1)[:, None, None].expand_as(counted)
+        error = (predicted.float() - target.float()).square() * counted.unsqueeze(1)
         true_latents = self.encode_frames(batch.future.unsqueeze(2)).squeeze(2)
         miss = (latents.float() - true_latents.float()).square().flatten(2)
         seen = batch.future_mask
         return Losses(
             action_sum=error.flatten(1).sum(1),
-            action_count=batch.action_mask.flatten(1).sum(1).float() * error.shape[1],
+            action_count=counted.flatten(1).sum(1).float() * error.shape[1],
             foresight_sum=(miss.sum(2) * seen).sum(1),
             foresight_count=seen.sum(1).float() * miss.shape[2],
         )
@@ -136,33 +159,30 @@ class VlaMotModel(nn.Module):
 
     def prefill(self, observation: Observation) -> Prefix:
         """Run understanding, generation and state tokens once."""
-        hidden, layouts, positions = self._prefix_tokens(observation)
-        layout = TokenLayout.concat(layouts)
-        turn = rotation(torch.cat(positions, dim=2), self._head_dim, self.understanding.geometry.rope)
-        states, cache = self.stack(hidden, turn, build_attn_mask(layout), outputs=("generation",))
-        foresight = self.generation.predict(states["generation"])
-        return Prefix(cache, layout, positions[-1][0, :, -1], foresight)
+        tokens = self._prefix_tokens(observation, sampling=True)
+        layout = tokens.layout
+        states, cache = self._run(tokens, layout, outputs=("generation",))
+        return Prefix(cache, layout, tokens.last_position, self.generation.predict(states["generation"]))
 
     def denoise(self, prefix: Prefix, x: Tensor, noise_level: Tensor) -> Tensor:
-        """Velocity `(B, L, A)` of noisy actions `(B, L, A)` at levels `(B,)`, against a cached prefix."""
+        """Velocity `(B, L, A)` float32 of noisy actions `(B, L, A)` at levels `(B,)`, against a cached prefix."""
         steps = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        layout = TokenLayout.concat([prefix.layout, TokenLayout.of(ACTION, steps)])
-        positions = self._action_positions(prefix.last_position, 1)
-        turn = rotation(positions, self._head_dim, self.understanding.geometry.rope)
+        chunk = TokenLayout.of(ACTION, steps)
         hidden = {"action": self._action_tokens(x.unsqueeze(1), noise_level.unsqueeze(1))}
-        mask = build_attn_mask(layout, num_queries=x.shape[1])
-        states, _ = self.stack(hidden, turn, mask, outputs=("action",), kv_cache=prefix.kv_cache)
-        return self.action.out_proj(states["action"])
+        tokens = Tokens(hidden, [chunk], [self._action_positions(prefix.last_position, 1)])
+        layout = TokenLayout.concat([prefix.layout, chunk])
+        states, _ = self._run(tokens, layout, outputs=("action",), kv_cache=prefix.kv_cache)
+        return self.action.predict(states["action"])
 
     @torch.no_grad()
     def sample(
         self, observation: Observation, noise: Tensor, num_steps: int, action_dim: int
     ) -> tuple[Tensor, Tensor]:
-        """Sample normalized actions `(B, L, A)` from `(B, L, A)` noise; also returns the foresight latents.
+        """Sample normalized actions `(B, L, A)` float32 from `(B, L, A)` noise; also returns the foresight latents.
 
         action_dim: real action dimensions; the padded ones stay zero when `mask_padding` is set.
         """
-        prefix = self.prefill(observation)
+        prefix, noise = self.prefill(observation), noise.float()
         real = torch.ones(noise.shape[-1], dtype=noise.dtype, device=noise.device)
         if self.config.mask_padding:
             real[action_dim:] = 0
@@ -177,36 +197,39 @@ class VlaMotModel(nn.Module):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """`(B, V, T, 3, H, W)` uint8 or float in [0, 1] → latents `(B, V, T, C, h, w)`, without gradient."""
-        flat = _unit(frames).flatten(0, 2)
-        if flat.shape[-2:] != self.tokenizer.image_size:
-            flat = F.interpolate(flat, size=self.tokenizer.image_size, mode="bilinear", align_corners=False)
-        return self.tokenizer.encode(flat * 2 - 1).unflatten(0, frames.shape[:3])
+        with torch.autocast(frames.device.type, enabled=False):  # a tokenizer has its own dtype
+            flat = _unit(frames).flatten(0, 2)
+            size = self.tokenizer.image_size
+            if flat.shape[-2:] != size:
+                flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+            return self.tokenizer.encode(flat * 2 - 1).unflatten(0, frames.shape[:3])
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents `(B, V, C, h, w)` → pictures `(B, V, 3, H, W)` in [0, 1]."""
-        pictures = self.tokenizer.decode(latents.flatten(0, 1))
+        with torch.autocast(latents.device.type, enabled=False):
+            pictures = self.tokenizer.decode(latents.flatten(0, 1))
         return ((pictures + 1) / 2).clamp(0, 1).unflatten(0, latents.shape[:2])
 
-    def _prefix_tokens(
-        self, observation: Observation
-    ) -> tuple[dict[str, Tensor], list[TokenLayout], list[Tensor]]:
-        """Embeddings, layouts and positions of the understanding, generation and state tokens, in that order."""
+    def _prefix_tokens(self, observation: Observation, *, sampling: bool = False) -> Tokens:
+        """The understanding, generation and state tokens, in that order."""
         seen = self._understand(observation)
         generation = self.generation.embed(self.encode_frames(observation.images))
         state = self.action.embed_state(observation.state)
         present = observation.view_mask.repeat_interleave(self.generation.tokens_per_view, dim=1)
         one = torch.ones_like(observation.view_mask[:, :1])
         layouts = [
-            TokenLayout.of(UNDERSTANDING, seen.valid),
+            TokenLayout.of(UNDERSTANDING, seen.valid, causal=self.understanding.causal),
             TokenLayout.of(GENERATION, present),
             TokenLayout.of(STATE, one),
         ]
         last = seen.positions.amax(0).masked_fill(~seen.valid, -1).amax(1, keepdim=True)  # (B, 1)
-        later = last + torch.cat((present, one), dim=1).long().cumsum(1)
+        everyone = sampling and self.config.positions == "released"
+        counted = torch.ones_like(present) if everyone else present
+        later = last + torch.cat((counted, one), dim=1).long().cumsum(1)
         axes = seen.positions.shape[0]
         spread = later.expand(axes, -1, -1).split([present.shape[1], 1], dim=2)
         hidden = {"understanding": seen.embeddings, "generation": generation, "action": state}
-        return hidden, layouts, [seen.positions, *spread]
+        return Tokens(hidden, layouts, [seen.positions, *spread], {"understanding": seen.deepstack})
 
     def _understand(self, observation: Observation) -> Understood:
         present = _unit(observation.images[:, :, 1])
@@ -225,9 +248,21 @@ class VlaMotModel(nn.Module):
         axes = max(1, len(self.understanding.geometry.rope.sections))
         return (last[:, None] + steps).expand(axes, -1, -1)
 
-    @property
-    def _head_dim(self) -> int:
-        return self.understanding.geometry.head_dim
+    def _run(
+        self,
+        tokens: Tokens,
+        layout: TokenLayout,
+        *,
+        outputs: Collection[str],
+        kv_cache: KVCache | None = None,
+    ) -> tuple[dict[str, Tensor], KVCache]:
+        """The stack over `tokens`; `layout` is theirs, behind the cached ones'."""
+        where, geometry = tokens.where, self.understanding.geometry
+        turn = rotation(where, geometry.head_dim, geometry.rope)
+        mask = build_attn_mask(layout, num_queries=where.shape[2])
+        return self.stack(
+            tokens.hidden, turn, mask, outputs=outputs, kv_cache=kv_cache, injected=tokens.injected
+        )
 
 
 @torch.no_grad()
@@ -252,4 +287,4 @@ def _freeze_unused(stack: JointTransformer) -> None:
 
 
 def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255.0 if images.dtype == torch.uint8 else images
+    return images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
