@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,3 +213,43 @@ class ReleasedMaths:
         noise, width = golden.given["sample_noise"][rows], golden.given["action"].shape[-1]
         actions, _ = model.sample(golden.observation[rows], noise, steps, width)
         close(actions, out["infer.actions"][rows])
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("precision", ["weights", "autocast"])
+    def test_bfloat16_stays_close_to_float32(self, golden: Golden, precision: str) -> None:
+        """Losses, gradients, velocities, foresight and sampled actions; reached: see the module's docstring."""
+        model = deepcopy(golden.model)
+        expected = everything(golden, model)
+        casting = nullcontext() if precision == "weights" else torch.autocast("cpu", torch.bfloat16)
+        if precision == "weights":
+            model.cast(torch.bfloat16)
+        with casting:
+            found = everything(golden, model)
+        for name, value in found.items():
+            assert value.dtype == torch.float32, name
+            deviation = (value - expected[name]).square().mean().sqrt() / expected[
+                name
+            ].square().mean().sqrt()
+            assert deviation < (0.04 if name == "gradients" else 0.025), (name, float(deviation))
+
+
+def everything(golden: Golden, model: VlaMotModel) -> dict[str, Tensor]:
+    """One training step's numbers, forward and backward, and one sampled chunk."""
+    model.zero_grad()
+    goal = objective(model.losses(golden.batch, *golden.noise), FORESIGHT_WEIGHT)
+    goal.total.backward()
+    gradients = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
+    with torch.no_grad():
+        velocity, latents = model._joint(golden.batch, *golden.noise)
+        width = golden.given["action"].shape[-1]
+        actions, foresight = model.sample(golden.observation, golden.given["sample_noise"], 10, width)
+    present = golden.given["img_masks"]
+    return {
+        "action loss": goal.action.detach(),
+        "foresight loss": goal.foresight.detach(),
+        "gradients": torch.cat(gradients),
+        "velocity": velocity,
+        "latents": latents[present],
+        "actions": actions,
+        "foresight": foresight[present],
+    }

@@ -3,6 +3,9 @@
 Reached in float32 on a CPU, absolute: latents 1.1e-5, embeddings 7e-6, expert outputs, velocities and foresight 1.5e-5,
 sampled actions 4e-6, squared errors 5e-5, losses 2e-6; gradient norms 5e-6 relative. Positions and mask are exact. The
 bounds leave a factor of two to five for other CPUs.
+
+In bfloat16 (weights cast, or autocast over float32 weights), root mean square relative to float32: velocities and
+foresight 1.2 %, actions sampled in ten steps 0.5 %, losses 0.1 %, the gradient as one vector 2.1 %.
 """
 
 import json

@@ -4,6 +4,9 @@ Reached in float32 on a CPU, absolute: latents 1.3e-5, embeddings 7e-6, expert o
 1.5e-5, sampled actions 6e-6 (of the sample with an absent camera too: `positions="released"`), squared errors 3e-5,
 losses 1e-6, pictures 5e-5; gradient norms 2e-6 relative. Positions, patches and mask are exact. The bounds leave a
 factor of two to five for other CPUs.
+
+In bfloat16 (weights cast, or autocast over float32 weights), root mean square relative to float32: velocities and
+foresight 1.2 %, actions sampled in ten steps 0.5 %, losses 0.1 %, the gradient as one vector 1.7 %.
 """
 
 import json

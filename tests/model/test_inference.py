@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.model.tiny import ACTION_DIM, CHUNK, PAD, labelled, tiny_model, tiny_noise, with_observation
+from tests.model.tiny import (
+    ACTION_DIM,
+    CHUNK,
+    FAMILIES,
+    PAD,
+    labelled,
+    tiny_model,
+    tiny_noise,
+    with_observation,
+)
 
 from vla_mot.batch import Batch, Observation
 from vla_mot.flow.matching import integrate_euler, interpolate
@@ -24,8 +33,9 @@ def answer(model: VlaMotModel, observation: Observation, seed: int = 5) -> tuple
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_cached_inference_equals_the_joint_pass(batch: Batch, mask_padding: bool) -> None:
-    model = tiny_model(mask_padding=mask_padding).eval()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_inference_equals_the_joint_pass(batch: Batch, family: str, mask_padding: bool) -> None:
+    model = tiny_model(family=family, mask_padding=mask_padding).eval()
     batch, (noise, level) = labelled(batch), tiny_noise(batch)
     x = interpolate(noise[:, 0], batch.actions, level[:, 0])
     with torch.no_grad():
@@ -72,7 +82,9 @@ def test_more_text_padding_changes_nothing(model: VlaMotModel, batch: Batch) -> 
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
-def test_an_absent_camera_equals_a_robot_without_it(model: VlaMotModel, batch: Batch, absent: int) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_absent_camera_equals_a_robot_without_it(batch: Batch, family: str, absent: int) -> None:
+    model = tiny_model(family=family).eval()
     kept = [view for view in range(3) if view != absent]
     mask = torch.ones(4, 3, dtype=torch.bool)
     mask[:, absent] = False
@@ -133,3 +145,28 @@ def test_positions_count_real_tokens_and_continue_on_every_axis(model: VlaMotMod
     assert generation.tolist() == [list(range(10, 26))] * 3 and state.tolist() == [26] * 3
     actions = model._action_positions(model.prefill(batch.observation).last_position, draws=2)
     assert actions[:, 1].tolist() == [[27, 28, 29, 30] * 2] * 3
+
+
+@torch.no_grad()
+def test_positions_of_one_axis_count_real_tokens_too(batch: Batch) -> None:
+    model = tiny_model(family="internvl3").eval()
+    tokens = model._prefix_tokens(batch.observation)
+    assert tokens.where.shape[0] == 1
+    # Sample 1 has two views of 1 + 4 + 1 tokens and two words, then 16 generation tokens and the state.
+    assert tokens.where[0, 1, tokens.layout.valid[1]].tolist() == list(range(12 + 2 + 16 + 1))
+    actions = model._action_positions(tokens.last_position, draws=2)
+    assert actions[:, 1].tolist() == [[31, 32, 33, 34] * 2]
+
+
+@torch.no_grad()
+def test_released_positions_count_an_absent_camera_when_sampling_and_only_then(batch: Batch) -> None:
+    real, released = tiny_model().eval(), tiny_model(positions="released").eval()
+    noise, level = tiny_noise(batch)
+    assert all(map(torch.equal, real._joint(batch, noise, level), released._joint(batch, noise, level)))
+    ours, theirs = (model.prefill(batch.observation) for model in (real, released))
+    # Samples 1 and 2 lack one camera, that is 8 generation tokens; 0 and 3 lack none.
+    assert (theirs.last_position - ours.last_position).tolist() == [0, 8, 8, 0]
+    assert torch.equal(ours.layout.valid, theirs.layout.valid)
+    changed = (ours.foresight - theirs.foresight).abs().amax((2, 3, 4)) > 1e-4
+    # In sample 1 two views see each other across the gap; in sample 2 it lies behind both.
+    assert changed.tolist() == [[False] * 3, [True, False, True], [False] * 3, [False] * 3]

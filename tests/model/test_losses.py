@@ -1,11 +1,19 @@
 from dataclasses import replace
 
+import pytest
 import torch
+from tests.model.stock import AS_STOCK
 from tests.model.tiny import tiny_batch, tiny_model, tiny_noise, with_observation
 from torch import Tensor
 
 from vla_mot.batch import Batch
 from vla_mot.model.model import Losses, VlaMotModel
+
+VARIANTS: dict[str, dict] = {
+    "qwen3_vl": {},
+    "qwen3_vl with DeepStack": {"backbone": AS_STOCK["qwen3_vl"]},
+    "internvl3": {"family": "internvl3"},
+}
 
 
 def total(losses: Losses) -> Tensor:
@@ -33,8 +41,9 @@ def scrambled(batch: Batch, noise: Tensor, level: Tensor) -> tuple[Batch, Tensor
     return other, torch.where(real.unsqueeze(1), noise, -500.0), torch.where(labelled, level, 0.77)
 
 
-def test_masked_places_change_no_bit_of_losses_and_gradients(batch: Batch) -> None:
-    model, (noise, level) = tiny_model(), tiny_noise(batch, draws=2)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_masked_places_change_no_bit_of_losses_and_gradients(batch: Batch, family: str) -> None:
+    model, (noise, level) = tiny_model(**VARIANTS[family]), tiny_noise(batch, draws=2)
     results = []
     for inputs in ((batch, noise, level), scrambled(batch, noise, level)):
         losses = model.losses(*inputs)
@@ -113,18 +122,22 @@ def test_gradient_checkpointing_changes_no_bit(batch: Batch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_every_trained_weight_gets_a_gradient(batch: Batch) -> None:
-    model, (noise, level) = tiny_model(), tiny_noise(batch)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_every_trained_weight_gets_a_gradient(batch: Batch, family: str) -> None:
+    model, (noise, level) = tiny_model(**VARIANTS[family]), tiny_noise(batch)
     reached = gradients(model, total(model.losses(batch, noise, level)))
     assert set(reached) == {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert [name for name, gradient in reached.items() if torch.count_nonzero(gradient) == 0] == []
 
 
-def test_frozen_weights_are_those_that_nothing_reads(batch: Batch) -> None:
-    model, (noise, level) = tiny_model(), tiny_noise(batch)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_frozen_weights_are_those_that_nothing_reads(batch: Batch, family: str) -> None:
+    model, (noise, level) = tiny_model(**VARIANTS[family]), tiny_noise(batch)
     before = total(model.losses(batch, noise, level))
     frozen = {name: weight for name, weight in model.named_parameters() if not weight.requires_grad}
-    assert len(frozen) == 14  # 8 after the last understanding keys and values, 6 of one DeepStack merger
+    # After the last understanding keys and values: q, o, three of the MLP, two norms, and q_norm or a bias of q.
+    # Beside them the six weights of each DeepStack merger that nothing reads, or the untied head.
+    assert len(frozen) == 8 + {"qwen3_vl": 6, "qwen3_vl with DeepStack": 0, "internvl3": 1}[family]
     with torch.no_grad():
         for weight in frozen.values():
             weight.add_(1)
@@ -137,3 +150,16 @@ def test_a_batch_without_labels_or_futures_has_counts_of_zero(model: VlaMotModel
     losses = model.losses(batch, *tiny_noise(batch))
     for name in ("action_sum", "action_count", "foresight_sum", "foresight_count"):
         assert getattr(losses, name).tolist() == [0]
+
+
+def test_the_padded_loss_averages_over_every_place_of_labelled_samples(batch: Batch) -> None:
+    """As the released training does; sample 2 has no action label and counts nothing."""
+    noise, level = tiny_noise(batch, draws=2)
+    open_input = {"mask_padding": False}
+    real, padded = tiny_model(**open_input), tiny_model(**open_input, action_loss="padded")
+    losses, reference = padded.losses(batch, noise, level), real.losses(batch, noise, level)
+    assert losses.action_count.tolist() == [40, 40, 0, 40]
+    assert torch.equal(losses.foresight_sum, reference.foresight_sum)
+    predicted, _ = padded._joint(batch, noise, level)
+    squared = (predicted - (noise - batch.actions.unsqueeze(1))).square().flatten(1).sum(1)
+    assert torch.allclose(losses.action_sum, squared * torch.tensor([1, 1, 0, 1]), rtol=1e-5)

@@ -261,6 +261,31 @@ def test_checkpointing_really_recomputes() -> None:
         assert len(calls) == expected
 
 
+@torch.no_grad()
+def test_what_is_injected_after_a_layer_is_added_there() -> None:
+    stack, (blocks, layout, positions) = small_stack(), small_tokens()
+    turn, mask = rotation(positions, GEOMETRY.head_dim, GEOMETRY.rope), build_attn_mask(layout)
+    hidden, generator = by_expert(blocks), torch.Generator().manual_seed(4)
+    added = [torch.randn(hidden["understanding"].shape, generator=generator) for _ in range(2)]
+
+    def step(i: int, hidden: dict) -> dict:
+        return stack.layers[i](hidden, turn, mask, None, ALL)[0]
+
+    by_hand = step(0, hidden)
+    by_hand = step(1, {**by_hand, "understanding": by_hand["understanding"] + added[0]})
+    by_hand["understanding"] = by_hand["understanding"] + added[1]
+    states, _ = stack(hidden, turn, mask, outputs=ALL, injected={"understanding": added})
+    for name in ALL:
+        assert torch.equal(states[name], stack.norms[name](by_hand[name]))
+    plain, _ = stack(hidden, turn, mask, outputs=ALL)
+    nothing, _ = stack(hidden, turn, mask, outputs=ALL, injected={"understanding": ()})
+    assert not torch.allclose(plain["action"], states["action"], atol=1e-3)
+    assert all(torch.equal(plain[name], nothing[name]) for name in ALL)
+    # After the last layer, where nobody asked for the understanding's states, there is nothing to add to.
+    fewer, _ = stack(hidden, turn, mask, outputs=("action",), injected={"understanding": added})
+    assert torch.allclose(fewer["action"], states["action"], atol=1e-6)
+
+
 # ---- faults -----------------------------------------------------------------------------------------------------
 
 
