@@ -1,5 +1,10 @@
+import json
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vla_mot.backbones.tokenizers import BYTE_VOCABULARY, encode, make_tokenizer
 from vla_mot.errors import ConfigError
@@ -28,3 +33,55 @@ def test_texts_are_cut_or_right_padded() -> None:
 def test_an_unknown_tokenizer_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown tokenizer 'bytes'.*Did you mean 'byte'"):
         make_tokenizer("bytes")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A word tokenizer in Hugging Face's layout that would frame a text with <s> and </s> if asked to."""
+    words = ["<s>", "</s>", "<unk>", "pick", "the", "block"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    home = tmp_path / "my words"
+    home.mkdir()
+    tokenizer.save(str(home / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    (home / "tokenizer_config.json").write_text(json.dumps(settings))
+    return home
+
+
+def test_a_local_folder_is_a_tokenizer_and_adds_nothing_to_the_text(folder: Path) -> None:
+    tokenizer = make_tokenizer(str(folder))
+    assert tokenizer("pick the red block") == [3, 4, 2, 5]
+    assert tokenizer("") == []
+    ids, mask = encode(["the block", "pick"], tokenizer, 3, 9)
+    assert ids.tolist() == [[4, 5, 9], [3, 9, 9]] and mask.sum(1).tolist() == [2, 1]
+
+
+def test_a_folder_is_found_from_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert make_tokenizer("my words")("block") == [5]
+    assert make_tokenizer("./my words")("block") == [5]
+
+
+def test_a_missing_folder_and_one_without_a_tokenizer_are_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'.*/nowhere' is no folder; .* tokenizer\.json.* one of byte, qwen"
+    ):
+        make_tokenizer(str(tmp_path / "nowhere"))
+    (tmp_path / "readme.md").write_text("nothing here")
+    with pytest.raises(
+        ConfigError, match=r"finds no tokenizer in .*holds readme\.md, and needs tokenizer\.json"
+    ):
+        make_tokenizer(str(tmp_path))
+
+
+def test_code_in_a_folder_is_not_run(folder: Path) -> None:
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with suppress(ConfigError):  # whether transformers refuses or takes the fast tokenizer beside it
+        make_tokenizer(str(folder))
+    assert not (folder / "ran").exists()

