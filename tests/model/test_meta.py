@@ -1,6 +1,7 @@
 """A model built without memory becomes the ordinary one when weights are assigned to it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from omegaconf import OmegaConf
 from tests.model.stock import AS_STOCK
 from tests.model.tiny import FAMILIES, tiny_batch, tiny_config, tiny_model, tiny_noise
 
-from vla_mot.backbones import build_backbone
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 
@@ -57,15 +57,41 @@ def test_weights_that_are_frozen_stay_so() -> None:
         assert trained[0] == trained[1]
 
 
-def test_every_preset_is_built_on_meta(repository: Path) -> None:
+def content(repository: Path, name: str) -> dict[str, Any]:
+    found = OmegaConf.to_container(OmegaConf.load(repository / "conf" / f"{name}.yaml"))
+    assert isinstance(found, dict)
+    return found
+
+
+COUNTS = {  # `FACTS.md` §1: understanding, generation, action, all
+    ("a1_3b", "qwen3_vl_2b"): (2_127_532_032, 440_467_456, 440_467_456, 3_222_760_208),
+    ("a1_2b", "internvl3_1b"): (938_119_296, 357_898_112, 357_898_112, 1_835_996_688),
+}
+
+
+@pytest.mark.parametrize(("preset", "backbone"), COUNTS)
+def test_the_presets_have_as_many_weights_as_the_released_models(
+    repository: Path, preset: str, backbone: str
+) -> None:
     """At full size, without memory."""
-    for file in sorted((repository / "conf" / "backbone").glob("*.yaml")):
-        options = OmegaConf.to_container(OmegaConf.load(file))
-        assert isinstance(options, dict)
-        with torch.device("meta"):
-            expert = build_backbone({**options, "tokenizer": "byte"})
-            parts = [expert, *expert.make_layers(), expert.make_norm()]
-        assert all(x.is_meta for part in parts for x in (*part.parameters(), *part.buffers())), file
+    sizes = content(repository, f"model/{preset}")["model"]
+    understanding = content(repository, f"backbone/{backbone}") | {"tokenizer": "byte"}
+    foresight = content(repository, "foresight/cosmos")
+    del foresight["offset_frames"], foresight["offset_seconds"]
+    model = on_meta(ModelConfig.from_dict({**sizes, "backbone": understanding, "foresight": foresight}))
+    assert all(x.is_meta for x in (*model.parameters(), *model.buffers()))
+    biases = ".vision_tower.encoder.layer"  # of queries, keys and values: the released 2B dropped them
+    counts = {"understanding": 0, "generation": 0, "action": 0}
+    for name, weight in model.named_parameters():
+        if biases in name and name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
+            continue
+        counts["all"] = counts.get("all", 0) + weight.numel()
+        for expert in ("understanding", "generation", "action"):
+            if f".experts.{expert}." in name or f".norms.{expert}." in name:
+                counts[expert] += weight.numel()
+        if name.startswith("understanding."):
+            counts["understanding"] += weight.numel()
+    assert tuple(counts.values()) == COUNTS[preset, backbone]
 
 
 def test_assigned_weights_train() -> None:
