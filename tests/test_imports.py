@@ -1,6 +1,6 @@
 """Imports point one way, and `import vla_mot` stays quick.
 
-    errors, options, version, batch <- nn, flow, robots <- backbones, foresight <- model <- hub <- infer
+    errors, options, conf_dir, version, batch <- nn, flow, robots <- backbones, foresight <- model <- hub <- infer
                            <- evaluate <- train <- commands            (left is imported by right)
 
 Beside that line stand `data` (reads batch and robots), `policy` (up to infer) and `envs` (nothing of ours).
@@ -17,7 +17,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vla_mot"
 
-BOTTOM = {"errors", "version", "batch", "options"}
+BOTTOM = {"errors", "version", "batch", "options", "conf_dir"}
 LEVELS = [
     BOTTOM,
     {"nn", "flow", "robots"},
@@ -34,6 +34,7 @@ MAY_IMPORT = {part: set().union(*LEVELS[:level]) for level, parts in enumerate(L
 MAY_IMPORT |= {
     "vla_mot": {"version", "infer"},  # the package's own __init__
     "options": {"errors"},
+    "conf_dir": {"errors"},
     "data": BOTTOM | {"robots"},
     "policy": UP_TO_INFER,
     "envs": set(),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_mot.commands import conf_dir as conf_dir_module
-from vla_mot.commands.conf_dir import conf_dir
+from vla_mot import conf_dir as conf_dir_module
+from vla_mot.conf_dir import conf_dir
 from vla_mot.errors import ConfigError
 from vla_mot.version import __version__
 
@@ -28,7 +28,7 @@ def conf_seen_from(site: Path, elsewhere: Path) -> Path:
     """Ask for `conf_dir()` in a Python that sees only what was installed into `site`."""
     code = (
         f"import site; site.addsitedir({str(site)!r}); "
-        "from vla_mot.commands.conf_dir import conf_dir; print(conf_dir())"
+        "from vla_mot.conf_dir import conf_dir; print(conf_dir())"
     )
     return Path(run([sys.executable, "-I", "-S", "-c", code], elsewhere))
 

@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite(vla_mot, training, tmp_path):
 
 
 def test_options_that_fit_no_model(vla_mot, training, tmp_path):
-    said = vla_mot(*training, f"output={tmp_path / 'run'}", "backbone.hidden_size=64.5")
+    said = vla_mot(*training, f"output={tmp_path / 'run'}", "backbone.num_heads=0")
     assert said.code == 2
     assert "no model can be built from these options" in said.err
     assert not (tmp_path / "run").exists()

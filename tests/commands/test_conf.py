@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 
 from vla_mot.backbones import build_backbone
 from vla_mot.commands import simulators
-from vla_mot.commands.conf_dir import conf_dir
 from vla_mot.commands.manual import COMMANDS
 from vla_mot.commands.settings import section, training_config
+from vla_mot.conf_dir import conf_dir
 from vla_mot.foresight import build_tokenizer
-from vla_mot.hub.native import SamplerConfig
+from vla_mot.hub.spec import SamplerConfig
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.embodiment import Embodiment

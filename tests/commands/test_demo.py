@@ -88,5 +88,5 @@ def check_results(output: Path, said: str) -> None:
     assert evaluation.foresight is not None
     assert (output / "picture.png").is_file()
     policy = Policy.from_pretrained(output / "policy")
-    assert policy.spec.embodiment.name == "conveyor"
+    assert policy.robot.embodiment.name == "conveyor"
     assert sorted(read_facts(path)["finished"] for path in (output / "stages").iterdir()) == [True] * 9

@@ -73,9 +73,11 @@ def test_info(vla_mot, trained, place):
     said = vla_mot("info", f"checkpoint={trained / place}")
     assert said.code == 0
     for part in (
-        "conveyor at 10 Hz",
+        "conveyor/delta: rate",
+        "10 Hz",
         "observation.images.gripper",
-        "12 steps = 1.2 s, 10 executed",
+        "12 steps = 1.2 s",
+        "10 actions of a chunk executed",
         "6 frames = 0.6 s",
     ):
         assert part in said.out

@@ -39,7 +39,7 @@ def test_a_run_leaves_what_is_needed(trained, dataset):
     assert {record["kind"] for record in read_log(trained)} == {"train", "validation"}
     assert list((trained / "tensorboard").iterdir())
     policy = Policy.from_pretrained(trained / "checkpoints" / "last" / "pretrained_model")
-    assert policy.spec.embodiment.name == "conveyor"
+    assert policy.robot.embodiment.name == "conveyor"
     std = policy.model.tokenizer.latent_std
     assert bool((std != 1).all()), "the tokenizer was not fitted"
 

@@ -12,6 +12,7 @@ from vla_mot.data.source import Source
 from vla_mot.data.statistics import compute_statistics
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.processor import Processor
+from vla_mot.robots.robot import Robot
 
 SIZE = 48  # pixels of the recorded pictures
 VIEW = (32, 40)  # (height, width) of the model's view: padded left and right
@@ -106,4 +107,4 @@ def processor(source) -> Processor:
         return ids, ids > 0
 
     statistics = compute_statistics(source, chunk_size=5, action_mode="delta")
-    return Processor(source.embodiment, statistics, tokenize, VIEW, state_width=8, action_width=6)
+    return Processor(Robot(source.embodiment, statistics), tokenize, VIEW, state_width=8, action_width=6)

@@ -8,6 +8,7 @@ from vla_mot.data.source import Source
 from vla_mot.data.statistics import compute_statistics
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import ConfigError
+from vla_mot.robots.robot import Robot
 
 L, M = 5, 6
 
@@ -88,7 +89,7 @@ def test_a_batch_has_the_models_shapes_and_masks(dataset, processor, source):
 def test_without_actions_only_the_future_is_learned(recording, cache, processor):
     embodiment = toy_embodiment(state=[], action=[])
     watching = Source.open(recording.root, embodiment)
-    watcher = replace(processor, embodiment=embodiment, statistics=compute_statistics(watching, L, "delta"))
+    watcher = replace(processor, robot=Robot(embodiment, compute_statistics(watching, L, "delta")))
     windows = WindowDataset(watching, cache, WindowConfig(L, M, VIEW)).__getitems__([0, 25])
     batch = Collate(watcher, watching.tasks)(windows)
     assert batch.actions.shape == (2, L, 6)

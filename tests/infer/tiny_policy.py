@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.model.tiny import tiny_model
-from vla_mot.hub.native import PolicySpec, SamplerConfig
+from vla_mot.hub.spec import PolicySpec, SamplerConfig
 from vla_mot.infer.policy import Policy
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import FeatureStatistics, Statistics
+from vla_mot.robots.robot import Robot
 
 HEAD, GRIPPER = "observation.images.head", "observation.images.gripper"
 SIZE = 32  # pixels
@@ -60,7 +61,7 @@ def tiny_policy(
         action=statistics([0.01, -0.02, 0.08], [0.05, 0.05, 0.03]),
     )
     return Policy(
-        network, PolicySpec(network.config, robot, stats, action_mode, SamplerConfig(3, n_action_steps))
+        network, PolicySpec(network.config, (Robot(robot, stats),), SamplerConfig(3, n_action_steps))
     )
 
 

@@ -10,9 +10,11 @@ import torch
 from tests.data.conftest import SIZE, square
 from tests.model.tiny import tiny_model
 from vla_mot.data.recorder import dataset_features, record_dataset
-from vla_mot.hub.native import PolicySpec, SamplerConfig, save_policy
+from vla_mot.hub.native import save_policy
+from vla_mot.hub.spec import PolicySpec, SamplerConfig
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import Statistics, summarize
+from vla_mot.robots.robot import Robot
 
 REPO_ID = "tests/conveyor"
 HEAD, GRIPPER = "observation.images.head", "observation.images.gripper"
@@ -39,15 +41,18 @@ def make_spec(model) -> PolicySpec:
     generator = torch.Generator().manual_seed(0)
     return PolicySpec(
         model=model.config,
-        embodiment=make_embodiment(),
-        statistics=Statistics(
-            embodiment="conveyor",
-            action_mode="delta",
-            chunk_size=CHUNK,
-            state=summarize(torch.rand(50, 4, generator=generator)),
-            action=summarize(torch.rand(50, 3, generator=generator) - 0.5),
+        robots=(
+            Robot(
+                make_embodiment(),
+                Statistics(
+                    embodiment="conveyor",
+                    action_mode="delta",
+                    chunk_size=CHUNK,
+                    state=summarize(torch.rand(50, 4, generator=generator)),
+                    action=summarize(torch.rand(50, 3, generator=generator) - 0.5),
+                ),
+            ),
         ),
-        action_mode="delta",
         sampler=SamplerConfig(num_steps=3, n_action_steps=EXECUTED),
     )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.policy.conftest import REPO_ID
-from vla_mot.hub.native import read_json, read_spec
+from vla_mot.hub.files import read_json
+from vla_mot.hub.native import read_spec
 from vla_mot.infer.policy import Policy
 
 DATASET = [f"--dataset.repo_id={REPO_ID}", "--num_workers=0", "--log_freq=1", "--batch_size=4"]
@@ -63,8 +64,8 @@ def test_lerobot_train_from_scratch(dataset, tmp_path):
     options = ["--policy.type=vla_mot", "--policy.chunk_size=4", "--policy.n_action_steps=4", "--steps=2"]
     saved = train(dataset, tmp_path / "run", *options, f"--policy.model={json.dumps(SMALL)}")
     policy = Policy.from_pretrained(saved)
-    assert policy.spec.embodiment.fps == 10
-    assert policy.spec.action_mode == "abs"
+    assert policy.robot.embodiment.fps == 10
+    assert policy.robot.action_mode == "abs"
     assert policy.spec.model.offset_frames == 3
 
 

@@ -6,7 +6,8 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_policy_config
 
 from vla_mot.errors import ConfigError
-from vla_mot.hub.native import read_json, read_spec
+from vla_mot.hub.files import read_json
+from vla_mot.hub.native import read_spec
 from vla_mot.policy import VlaMotConfig, VlaMotPolicy
 from vla_mot.policy.defaults import default_model
 
@@ -17,7 +18,8 @@ def test_a_native_config_is_a_lerobot_config(native):
     assert isinstance(config, VlaMotConfig)
     assert config.type == "vla_mot"
     assert config.model_config() == spec.model
-    assert config.embodiment == spec.embodiment.to_dict()
+    assert config.embodiments == [spec.robot().embodiment.to_dict()]
+    assert config.embodiment == "conveyor"
     assert (config.num_steps, config.n_action_steps, config.action_mode) == (3, 3, "delta")
     assert list(config.image_features) == ["observation.images.head", "observation.images.gripper"]
     assert config.robot_state_feature.shape == (4,)

@@ -6,8 +6,8 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 
 from tests.policy.conftest import HEAD
+from vla_mot.hub.files import read_json
 from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
-from vla_mot.hub.native import read_json
 
 
 @pytest.fixture(params=["from the checkpoint", "from the config"])

@@ -19,6 +19,7 @@ from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import ConfigError
 from vla_mot.policy import VlaMotConfig, VlaMotPolicy
 from vla_mot.policy.inputs import training_batch
+from vla_mot.robots.robot import Robot
 
 ROWS = [0, 4, 7, 8, 15, 23]  # both ends of episodes and their middles
 
@@ -63,7 +64,7 @@ def test_windows_equal_our_own_reader_bit_by_bit(native, meta, dataset, tmp_path
     policy = VlaMotPolicy.from_pretrained(native)
     processor = policy._policy.processor
     theirs = training_batch(windows(policy.config, meta), processor)
-    source = Source.open(dataset, policy.spec.embodiment)
+    source = Source.open(dataset, policy.spec.robot().embodiment)
     cache = FrameCache.open(source, (32, 32), tmp_path)
     ours = Collate(processor, source.tasks)(
         WindowDataset(source, cache, WindowConfig(CHUNK, 3, (32, 32))).__getitems__(ROWS)
@@ -75,16 +76,14 @@ def test_windows_equal_our_own_reader_bit_by_bit(native, meta, dataset, tmp_path
 
 
 def test_a_policy_from_a_dataset_takes_its_layout_and_statistics(scratch, meta):
-    spec = scratch.spec
-    assert (spec.embodiment.name, spec.embodiment.fps) == ("conveyor", 10.0)
-    assert spec.embodiment.cameras == (HEAD, GRIPPER)
-    assert spec.embodiment.action_names == ("x", "y", "w")
-    assert set(spec.embodiment.action_units) == {"unknown"}
-    assert spec.action_mode == "abs"
-    torch.testing.assert_close(
-        spec.statistics.action.mean, torch.tensor(meta.stats["action"]["mean"]).float()
-    )
-    assert spec.statistics.action.count == 24
+    robot = scratch.spec.robot()
+    body, numbers = robot.embodiment, robot.statistics.action
+    assert (body.name, body.fps, robot.action_mode) == ("conveyor", 10.0, "abs")
+    assert body.cameras == (HEAD, GRIPPER)
+    assert [field.names for field in body.action] == [("x", "y", "w")]
+    assert {unit for field in body.action for unit in field.units} == {"unknown"}
+    torch.testing.assert_close(numbers.mean, torch.tensor(meta.stats["action"]["mean"]).float())
+    assert numbers.count == 24
 
 
 def test_more_cameras_than_slots_widen_the_model(meta):
@@ -197,8 +196,9 @@ def test_a_robot_with_other_action_features_is_sent_elsewhere(native, meta):
     processor = policy._policy.processor
     (field,) = processor.embodiment.action
     other = replace(processor.embodiment, action=(replace(field, key="actions.joints"),))
+    robot = Robot(other, processor.statistics)
     with pytest.raises(ConfigError, match="chunks of the feature 'action' only"):
-        training_batch(windows(policy.config, meta, rows=[0, 1]), replace(processor, embodiment=other))
+        training_batch(windows(policy.config, meta, rows=[0, 1]), replace(processor, robot=robot))
 
 
 def test_another_rate_is_warned_about(native, meta, caplog):

@@ -7,6 +7,7 @@ from vla_mot.errors import ConfigError
 from vla_mot.robots.embodiment import Embodiment, Field
 from vla_mot.robots.normalization import Statistics, summarize
 from vla_mot.robots.processor import Processor
+from vla_mot.robots.robot import Robot
 
 TOY = Embodiment(
     name="toy",
@@ -26,7 +27,7 @@ def tokenize(instructions):
 def processor(request):
     features = [summarize(3 + 2 * torch.randn(50, 2)) for _ in range(2)]
     statistics = Statistics("toy", request.param, 5, *features)
-    return Processor(TOY, statistics, tokenize, image_size=(16, 24), state_width=4, action_width=3)
+    return Processor(Robot(TOY, statistics), tokenize, image_size=(16, 24), state_width=4, action_width=3)
 
 
 def test_an_observation_in_the_models_terms(processor):
@@ -67,5 +68,12 @@ def test_what_does_not_fit_is_refused(processor):
         processor.observation({}, torch.zeros(1, 2), ["a"])
     with pytest.raises(ConfigError, match="state has 3 dimensions, embodiment 'toy' expects 2"):
         processor.state(torch.zeros(1, 3))
-    with pytest.raises(ConfigError, match="statistics of embodiment 'toy' cannot serve 'other'"):
-        replace(processor, embodiment=replace(TOY, name="other"))
+    with pytest.raises(ConfigError, match="statistics are for embodiment 'toy', but 'other' is wanted"):
+        Robot(replace(TOY, name="other"), processor.statistics)
+
+
+def test_a_model_that_counts_absent_cameras_gets_all_slots(processor):
+    images = {0: torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8)}
+    seen = replace(processor, slots=3).observation(images, torch.zeros(1, 2), ["a"])
+    assert seen.view_mask.tolist() == [[True, False, False]]
+    assert bool((seen.images[:, 1:] == 255).all())

@@ -12,7 +12,7 @@ import torch
 from tests.train.runs import MemoryStream, trainer
 
 from vla_mot.errors import CheckpointError, NonFiniteLossError
-from vla_mot.hub.native import read_tensors
+from vla_mot.hub.tensors import Weights
 from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.log import read_log
@@ -91,7 +91,7 @@ def test_saved_policy_holds_the_averaged_weights(tmp_path: Path) -> None:
     folder = run.run()
     policy = Policy.from_pretrained(folder / "pretrained_model")
     assert_bitwise_equal(policy.model.state_dict(), run.average.state)
-    raw = read_tensors(folder / "training_state" / "model.safetensors")
+    raw = Weights.open(folder / "training_state" / "model.safetensors").read()
     assert_bitwise_equal(raw, dict(run.model.state_dict()))
     moved = [name for name in raw if not torch.equal(raw[name], run.average.state[name])]
     assert "action.out_proj.weight" in moved  # averaging is on, so the two differ

@@ -133,7 +133,7 @@ def untrained(policy: Policy) -> Policy:
     torch.manual_seed(0)
     model = VlaMotModel(policy.spec.model)
     model.tokenizer.load_state_dict(policy.model.tokenizer.state_dict())
-    return Policy(model.to(policy.device), policy.spec)
+    return Policy(model.to(policy.device), policy.spec, policy.robot)
 
 
 def with_sampler(policy: Policy, num_steps: int | None, n_action_steps: int | None) -> Policy:
@@ -142,4 +142,5 @@ def with_sampler(policy: Policy, num_steps: int | None, n_action_steps: int | No
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
         return policy
-    return Policy(policy.model, replace(policy.spec, sampler=replace(policy.spec.sampler, **given)))
+    spec = replace(policy.spec, sampler=replace(policy.spec.sampler, **given))
+    return Policy(policy.model, spec, policy.robot)

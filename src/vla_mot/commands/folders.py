@@ -2,6 +2,10 @@
 
 import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,20 @@ def require_unused(folder: Path, hint: str = "") -> None:
         raise ConfigError(
             f"output folder {folder} is already used (it holds {shown}). Choose another output=…, or remove it.{hint}"
         )
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `folder` when the block ends well, and is removed otherwise."""
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if folder.is_dir():
+            folder.rmdir()
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def find_policy(path: Path) -> Path:

@@ -38,7 +38,7 @@ def score(policy: Policy, data: ForesightData) -> ForesightReport | None:
 
     Raises DatasetError when the dataset does not fit the policy's embodiment.
     """
-    source = Source.open(data.root, policy.spec.embodiment)
+    source = Source.open(data.root, policy.robot.embodiment)
     model = policy.spec.model
     cache = FrameCache.open(source, model.view_size, data.cache)
     seen, held_out = split_episodes(source.num_episodes, data.validation_fraction, data.split_seed)
@@ -58,8 +58,8 @@ def score(policy: Policy, data: ForesightData) -> ForesightReport | None:
 
 def view_names(policy: Policy) -> list[str]:
     """A name for every camera slot up to the last one that is present."""
-    cameras = policy.spec.embodiment.cameras
-    last = max(slot for slot, _ in policy.spec.embodiment.present_cameras)
+    cameras = policy.robot.embodiment.cameras
+    last = max(slot for slot, _ in policy.robot.embodiment.present_cameras)
     return [
         (key or f"slot {slot}").removeprefix(_CAMERA_PREFIX) for slot, key in enumerate(cameras[: last + 1])
     ]

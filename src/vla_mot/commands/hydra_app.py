@@ -23,8 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vla_mot.commands.conf_dir import conf_dir
 from vla_mot.commands.manual import Command
+from vla_mot.conf_dir import conf_dir
 from vla_mot.errors import ConfigError, nearest, unknown_name
 
 Task = Callable[[dict[str, Any], list[str]], None]

@@ -1,57 +1,92 @@
 """`vla-mot info`: what a checkpoint is, without running it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from vla_mot.commands import folders
 from vla_mot.commands.console import console
+from vla_mot.commands.opening import Opening
 from vla_mot.commands.settings import section
-from vla_mot.hub.native import WEIGHTS_FILE, PolicySpec, read_spec, read_tensors
+from vla_mot.hub.checkpoint import Checkpoint
+from vla_mot.hub.remote import origin
+from vla_mot.model.config import ModelConfig
 from vla_mot.robots.embodiment import Field
+from vla_mot.robots.robot import Robot
 
 
 @dataclass(frozen=True)
-class InfoConfig:
+class InfoConfig(Opening):
     """See conf/info.yaml."""
-
-    checkpoint: Path
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command."""
-    folder = folders.find_policy(section(InfoConfig, "", config).checkpoint)
-    spec = read_spec(folder)
-    tensors = read_tensors(folder / WEIGHTS_FILE)
+    found = section(InfoConfig, "", config).open()
     table = Table.grid(padding=(0, 3, 0, 0))
-    for name, value in facts(spec).items():
+    for name, value in facts(found).items():
         table.add_row(Text(name, style="cyan"), Text(value))
-    weights = sum(tensor.numel() for tensor in tensors.values())
-    table.add_row(Text("weights", style="cyan"), f"{weights:,} numbers in {len(tensors)} tensors")
-    console.print(Text(str(folder), style="bold"))
+    console.print(Text(str(found.folder), style="bold"))
     console.print(table)
 
 
-def facts(spec: PolicySpec) -> dict[str, str]:
+def facts(checkpoint: Checkpoint) -> dict[str, str]:
     """What a policy was made for, name → text."""
-    model, robot, fps = spec.model, spec.embodiment, spec.embodiment.fps
+    spec, weights = checkpoint.spec, checkpoint.weights
+    numbers = sum(info.bytes // info.dtype.itemsize for info in weights.infos.values())
+    dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in weights.infos.values()})
+    listed = {"layout": _layout(checkpoint)}
+    if source := origin(checkpoint.folder):
+        listed["from"] = f"{source.repo_id} at {source.commit}"
+    rate = spec.robots[0].embodiment.fps if len(spec.robots) == 1 else None
+    listed |= _model(spec.model, rate)
+    listed["sampler"] = (
+        f"{spec.sampler.num_steps} Euler steps, {spec.sampler.n_action_steps} actions of a chunk executed"
+    )
+    listed["weights"] = f"{numbers:,} numbers in {len(weights.infos)} tensors, {', '.join(dtypes)}"
+    for robot in spec.robots:
+        listed |= {f"{robot}: {name}": text for name, text in _robot(robot).items()}
+    if not spec.robots:
+        listed["robots"] = (
+            "none: there are no statistics, so it cannot act; it can be converted and trained on"
+        )
+    return listed
+
+
+def _layout(checkpoint: Checkpoint) -> str:
+    if checkpoint.layout == "native":
+        return "vla_mot" + (", converted from the authors'" if checkpoint.spec.released else "")
+    return f"the authors' {checkpoint.layout}"
+
+
+def _model(model: ModelConfig, fps: float | None) -> dict[str, str]:
+    def lasting(count: int, what: str) -> str:
+        return f"{count} {what}" + (f" = {count / fps:g} s" if fps else "")
+
+    habits = {
+        "positions": model.positions,
+        "padded dimensions and steps": "masked" if model.mask_padding else "noise in them, as released",
+        "action loss over": f"{model.action_loss} places",
+    }
     return {
-        "embodiment": f"{robot.name} at {fps:g} Hz",
-        "cameras": ", ".join(f"{slot}: {key or 'absent'}" for slot, key in enumerate(robot.cameras)),
-        "state": ", ".join(_dimensions(field) for field in robot.state),
-        "action": ", ".join(_dimensions(field) for field in robot.action),
-        "action mode": spec.action_mode,
-        "chunk": f"{model.chunk_size} steps = {model.chunk_size / fps:g} s, "
-        f"{spec.sampler.n_action_steps} executed, {spec.sampler.num_steps} denoising steps",
-        "foresight": f"{model.offset_frames} frames = {model.offset_frames / fps:g} s back and ahead, "
-        f"tokenizer {model.foresight['type']}",
         "backbone": f"{model.backbone['type']}, hidden {model.backbone.get('hidden_size', 'default')}",
         "experts": f"generation {model.generation.hidden_size}, action {model.action.hidden_size}",
         "views": f"{model.num_views} slots of {model.view_size[1]}×{model.view_size[0]} pixels",
-        "statistics": f"from {spec.statistics.state.count:,} frames",
+        "chunk": lasting(model.chunk_size, "steps"),
+        "foresight": f"{lasting(model.offset_frames, 'frames')} back and ahead, tokenizer {model.foresight['type']}",
+        "conventions": ", ".join(f"{name}: {value}" for name, value in habits.items()),
+    }
+
+
+def _robot(robot: Robot) -> dict[str, str]:
+    body = robot.embodiment
+    return {
+        "rate": f"{body.fps:g} Hz" if body.fps else "its dataset's",
+        "cameras": ", ".join(f"{slot}: {key or 'absent'}" for slot, key in enumerate(body.cameras)),
+        "state": ", ".join(_dimensions(field) for field in body.state),
+        "action": ", ".join(_dimensions(field) for field in body.action),
+        "statistics": f"from {robot.statistics.state.count:,} frames",
     }
 
 

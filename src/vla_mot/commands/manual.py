@@ -40,6 +40,17 @@ class Command:
     offline: bool = True
 
 
+_OPENING = (
+    ("checkpoint", "required", "a policy, checkpoint or run (its last checkpoint), or a Hub repository"),
+    ("revision", "null", "branch, tag or commit on the Hub"),
+    (
+        "action_mode",
+        "null",
+        "of a released checkpoint's statistics: delta or abs; null: as it says, or delta",
+    ),
+    ("architecture", "null", "YAML file that completes a released checkpoint of an unpublished size"),
+)
+
 COMMANDS = (
     Command(
         name="demo",
@@ -170,8 +181,47 @@ COMMANDS = (
         config="info",
         summary="what a checkpoint is: model, robot, statistics, sampler",
         about="Prints what a policy was made for, without running it.",
-        keys=(("checkpoint", "required", "a policy, a checkpoint or a run (its last checkpoint)"),),
-        examples=("vla-mot info checkpoint=outputs/demo/policy",),
+        keys=_OPENING,
+        examples=(
+            "vla-mot info checkpoint=outputs/demo/policy",
+            "vla-mot info checkpoint=InternRobotics/InternVLA-A1-3B",
+        ),
+        offline=False,
+    ),
+    Command(
+        name="verify",
+        module="vla_mot.commands.verify",
+        config="verify",
+        summary="whether a checkpoint is whole and answers as it did when it was written",
+        about=(
+            "Compares every file with its recorded hash, loads every weight, looks at the statistics, and replays the "
+            "small golden observation that was stored with the policy. Ends with exit code 2 when anything fails, so "
+            "that a broken pipeline is found before a robot moves."
+        ),
+        keys=(*_OPENING, ("device", "cpu", "where the golden observation is replayed")),
+        examples=("vla-mot verify checkpoint=outputs/demo/policy",),
+        offline=False,
+    ),
+    Command(
+        name="convert",
+        module="vla_mot.commands.convert",
+        config="convert",
+        summary="a checkpoint into another layout or dtype",
+        about=(
+            "Turns a released checkpoint (config types qwena1 and interna1) into ours, and such a one back, without "
+            "loss. Ours gets hashes and a golden observation, which `vla-mot verify` replays."
+        ),
+        keys=(
+            *_OPENING,
+            ("output", "required", "the new checkpoint's folder; must be new"),
+            ("layout", "native", "or released: the authors' layout, for a checkpoint that came from it"),
+            ("dtype", "null", "float32 or bfloat16; null: as stored"),
+        ),
+        examples=(
+            "vla-mot convert checkpoint=InternRobotics/InternVLA-A1-3B output=outputs/a1_3b",
+            "vla-mot convert checkpoint=outputs/a1_3b output=outputs/as_released layout=released",
+        ),
+        offline=False,
     ),
 )
 

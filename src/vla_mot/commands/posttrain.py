@@ -87,7 +87,7 @@ def train(run: Run) -> Path:
     if run.resume:
         training.require_same_data(run.folder, folders.read_facts(run.folder / FACTS), data)
     training.prepare_weights(model, data, run.init_from)
-    trainer = training.make_trainer(run.config, data, model, run.folder)
+    trainer = training.make_trainer(run.config, data, model, run.folder, run.plain)
     if run.resume:
         _restore(trainer, run.folder)
     training.describe(run.config, data, model)

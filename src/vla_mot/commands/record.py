@@ -70,6 +70,10 @@ def record(config: RecordConfig) -> Recorded:
     if config.output.exists():
         folders.require_unused(config.output)
         config.output.rmdir()
+    if config.embodiment.fps is None:
+        raise ConfigError(
+            f"embodiment {config.embodiment.name!r} states no fps, at which a recording is made."
+        )
     simulators.make_env(config.env)
     simulator, options = simulators.find(config.env)
     demonstrations = simulator.demonstrate(options, config.noise, config.seed, config.static_fraction)

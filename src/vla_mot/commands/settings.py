@@ -7,7 +7,7 @@ from typing import Any
 
 from vla_mot import options
 from vla_mot.errors import ConfigError
-from vla_mot.hub.native import SamplerConfig
+from vla_mot.hub.spec import SamplerConfig
 from vla_mot.model.config import ModelConfig
 from vla_mot.options import fit
 from vla_mot.robots.embodiment import Embodiment

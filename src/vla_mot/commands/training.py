@@ -3,8 +3,10 @@
 The order is the content: what is cheap and can fail comes first, so that a mistake leaves nothing behind.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -18,8 +20,10 @@ from vla_mot.data.statistics import compute_statistics
 from vla_mot.data.stream import BatchStream
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import CheckpointError, ConfigError
-from vla_mot.hub.native import WEIGHTS_FILE, PolicySpec, load_weights
+from vla_mot.hub.spec import PolicySpec
+from vla_mot.hub.tensors import Weights, load_weights
 from vla_mot.model.model import VlaMotModel
+from vla_mot.robots.robot import Robot
 from vla_mot.train.loop import Trainer
 
 _FIT_FRAMES = 512  # training frames that the foresight tokenizer's statistics are fitted on
@@ -45,7 +49,8 @@ def open_data(config: TrainingConfig) -> Data:
     data = config.data
     chosen, held_out = split_episodes(source.num_episodes, data.validation_fraction, data.split_seed)
     statistics = compute_statistics(source, config.model.chunk_size, data.action_mode, chosen)
-    spec = PolicySpec(config.model, config.embodiment, statistics, data.action_mode, config.sampler)
+    robot = Robot(source.embodiment, statistics)
+    spec = PolicySpec(config.model, (robot,), config.sampler)
     with progress("frames") as advance:
         cache = FrameCache.open(source, config.model.view_size, data.cache, advance)
     window = WindowConfig(config.model.chunk_size, config.model.offset_frames, config.model.view_size)
@@ -80,7 +85,7 @@ def prepare_weights(model: VlaMotModel, data: Data, init_from: Path | None = Non
     if init_from is None:
         model.tokenizer.fit(_tokenizer_pictures(model, data))
     else:
-        load_weights(model, init_from / WEIGHTS_FILE)
+        load_weights(model, Weights.open(init_from))
 
 
 def _tokenizer_pictures(model: VlaMotModel, data: Data) -> torch.Tensor:
@@ -95,13 +100,17 @@ def _tokenizer_pictures(model: VlaMotModel, data: Data) -> torch.Tensor:
 
 def make_collate(model: VlaMotModel, data: Data) -> Collate:
     """What turns windows of this data into this model's batches."""
-    spec = data.spec
-    processor = spec.processor(model.understanding.tokenize)
+    processor = data.spec.processor(data.spec.robot(), model.understanding.tokenize)
     return Collate(processor, data.source.tasks)
 
 
-def make_trainer(config: TrainingConfig, data: Data, model: VlaMotModel, run: Path) -> Trainer:
-    """Batches and trainer of one run folder. Raises ConfigError when the device is not there."""
+def make_trainer(
+    config: TrainingConfig, data: Data, model: VlaMotModel, run: Path, plain: Mapping[str, Any]
+) -> Trainer:
+    """Batches and trainer of one run folder. plain: the configuration as it is written into checkpoints.
+
+    Raises ConfigError when the device is not there.
+    """
     if config.train.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"train.device={config.train.device} is asked for, but torch finds no CUDA device here."
@@ -113,7 +122,7 @@ def make_trainer(config: TrainingConfig, data: Data, model: VlaMotModel, run: Pa
         rows = _spread(torch.arange(len(data.validation)), config.train.val_samples)
         parts = rows.split(config.train.batch_size)
         validation = [collate(data.validation.__getitems__(part)) for part in parts]
-    return Trainer(model, data.spec, stream, validation, config.train, run)
+    return Trainer(model, data.spec, stream, validation, config.train, run, plain)
 
 
 def spread_rows(dataset: WindowDataset, count: int) -> torch.Tensor:
@@ -139,7 +148,7 @@ def require_same_data(folder: Path, facts: dict[str, object] | None, data: Data)
 
 def describe(config: TrainingConfig, data: Data, model: VlaMotModel) -> None:
     """Say what is about to be trained, durations in frames and in seconds."""
-    fps, spec = config.embodiment.fps, config.model
+    fps, spec = data.source.fps, config.model
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held_out = 0 if data.validation is None else len(set(data.validation.starts.tolist()))
     epochs = config.train.steps * config.train.batch_size / len(data.training)

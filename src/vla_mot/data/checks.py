@@ -57,7 +57,7 @@ def check_features(root: Path, info: Mapping[str, Any], embodiment: Embodiment) 
     """Raise one DatasetError that lists everything in which a dataset does not fit the embodiment."""
     features = info["features"]
     problems = [*_camera_problems(features, embodiment), *_vector_problems(features, embodiment)]
-    if abs(float(info["fps"]) - embodiment.fps) > 1e-6:
+    if embodiment.fps is not None and abs(float(info["fps"]) - embodiment.fps) > 1e-6:
         problems.append(f"it has {float(info['fps']):g} fps, the embodiment {embodiment.fps:g}")
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)

@@ -7,7 +7,7 @@ Legend: `N` frames of the dataset, `E` episodes, `T` frames asked for, `S`/`D` r
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,7 +32,7 @@ _RUN = 128
 class Source:
     """A dataset opened for one embodiment. Made by `Source.open`.
 
-    root, embodiment: what was opened. fps: frames per second.
+    root, embodiment: what was opened; an embodiment without a rate takes the dataset's. fps: frames per second.
     bounds: `(E, 2)` int64, first frame and one past the last of every episode.
     state: `(N, S)`, action: `(N, D)` float32 in physical units. timestamp: `(N,)` float32, seconds in the episode.
     tasks: every instruction; task_index: `(N,)` int64, the one of each frame.
@@ -68,7 +68,7 @@ class Source:
         bounds = np.stack([episodes["dataset_from_index"], episodes["dataset_to_index"]], axis=1)
         source = cls(
             root=root,
-            embodiment=embodiment,
+            embodiment=embodiment if embodiment.fps else replace(embodiment, fps=float(info["fps"])),
             fps=float(info["fps"]),
             bounds=torch.from_numpy(bounds.astype(np.int64)),
             state=columns.vector(embodiment.state),

@@ -81,7 +81,7 @@ class PolicyController:
         with torch.no_grad():
             pictures = self.policy.model.decode_latents(latents[row : row + 1])[0]
         arrays = (pictures.movedim(1, -1) * 255).round().to(torch.uint8).cpu().numpy()
-        cameras = self.policy.spec.embodiment.present_cameras
+        cameras = self.policy.robot.embodiment.present_cameras
         return {key.removeprefix(_IMAGE_PREFIX): arrays[slot] for slot, key in cameras if slot < len(arrays)}
 
 

@@ -9,42 +9,82 @@ camera's own pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vla_mot.batch import ActionChunk, Observation
-from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.errors import ConfigError
 from vla_mot.flow.noise import keyed_normal
-from vla_mot.hub.native import WEIGHTS_FILE, PolicySpec, load_weights, read_spec, save_policy
+from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.hub.native import save_policy
+from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.model import VlaMotModel
+from vla_mot.robots.processor import Processor
+from vla_mot.robots.robot import Robot
 
 _SAMPLING_STREAM = 7
 
 
 class Policy:
-    """A model with the embodiment, statistics and sampler that make it act. Holds no state of an episode."""
+    """A model, the robots that it knows, and the one that it drives. Holds no state of an episode.
 
-    def __init__(self, model: VlaMotModel, spec: PolicySpec) -> None:
+    robot: one of `spec.robots`; the only one by default. Without a robot a policy can be saved and inspected; acting
+    raises ConfigError until `for_robot` chose one.
+    """
+
+    def __init__(self, model: VlaMotModel, spec: PolicySpec, robot: Robot | None = None) -> None:
         self.model = model.eval()
         self.spec = spec
-        self.processor = spec.processor(model.understanding.tokenize)
+        self._robot = spec.robots[0] if robot is None and len(spec.robots) == 1 else robot
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "Policy":
-        """Open a checkpoint folder. Raises CheckpointError when anything is missing, damaged or does not fit."""
-        folder = Path(path)
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is no folder; give the folder that holds config.json.")
-        spec = read_spec(folder)
-        model = VlaMotModel(spec.model)
-        load_weights(model, folder / WEIGHTS_FILE)
-        return cls(model.to(device), spec)
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        embodiment: str | None = None,
+        action_mode: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **overrides: Any,
+    ) -> "Policy":
+        """Open a checkpoint: a folder or a Hub repository, in our layout or in that of the released policies.
+
+        embodiment, action_mode: the robot to drive, where the checkpoint knows several.
+        device: where the weights go, one by one. dtype: of the weights in memory; by default as they are stored.
+        revision, token: of the Hub. overrides: see `hub.checkpoint.open_checkpoint`.
+        Raises CheckpointError when anything is missing, damaged or does not fit, ConfigError for an unknown robot.
+        """
+        found = open_checkpoint(name, revision=revision, token=token, action_mode=action_mode, **overrides)
+        chosen = embodiment is not None or action_mode is not None
+        robot = found.spec.robot(embodiment, action_mode) if chosen and found.spec.robots else None
+        return cls(found.load(device=device, dtype=dtype), found.spec, robot)
+
+    def for_robot(self, embodiment: str | None = None, action_mode: str | None = None) -> "Policy":
+        """The same model on another of its robots. Raises ConfigError unless exactly one fits."""
+        return Policy(self.model, self.spec, self.spec.robot(embodiment, action_mode))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` and `stats.json`."""
-        save_policy(Path(path), self.spec, self.model.state_dict())
+        """Write a whole checkpoint in our layout, with a golden observation and its answer."""
+        from vla_mot.infer.golden import record_golden
+
+        save_policy(Path(path), self.spec, self.model.state_dict(), golden=record_golden(self))
+
+    @property
+    def robot(self) -> Robot:
+        """The robot that is driven. Raises ConfigError when none was chosen."""
+        return self._robot or self.spec.robot()
+
+    @cached_property
+    def processor(self) -> Processor:
+        """Turns the robot's units into the model's tensors and back."""
+        return self.spec.processor(self.robot, self.model.understanding.tokenize)
 
     @property
     def device(self) -> torch.device:
@@ -60,13 +100,13 @@ class Policy:
         state: `(B, S)` in physical units. instructions: B strings.
         Raises ConfigError when a camera of the embodiment is missing.
         """
-        missing = [key for _, key in self.spec.embodiment.present_cameras if key not in images]
+        missing = [key for _, key in self.robot.embodiment.present_cameras if key not in images]
         if missing:
             raise ConfigError(
-                f"embodiment {self.spec.embodiment.name!r} expects cameras {', '.join(missing)}; "
+                f"embodiment {self.robot.embodiment.name!r} expects cameras {', '.join(missing)}; "
                 f"got {', '.join(sorted(images)) or 'none'}."
             )
-        slots = {slot: images[key].to(self.device) for slot, key in self.spec.embodiment.present_cameras}
+        slots = {slot: images[key].to(self.device) for slot, key in self.robot.embodiment.present_cameras}
         return self.processor.observation(slots, state.to(self.device), instructions)
 
     def predict(
@@ -78,7 +118,7 @@ class Policy:
         """
         observation = self.observe(images, state, instructions)
         actions, foresight = self.model.sample(
-            observation, noise.to(self.device), self.spec.sampler.num_steps, self.spec.embodiment.action_dim
+            observation, noise.to(self.device), self.spec.sampler.num_steps, self.robot.embodiment.action_dim
         )
         return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight)
 

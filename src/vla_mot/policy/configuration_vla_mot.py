@@ -37,11 +37,17 @@ class VlaMotConfig(PreTrainedConfig):
     num_steps: int = 10
     # `abs`, or `delta` (chunk minus the state at its start), which needs statistics of delta chunks: these come
     # with a checkpoint. A LeRobot dataset has statistics of absolute actions only, so `abs` from scratch.
-    action_mode: str = ABSOLUTE
+    # None: the checkpoint's only one, `abs` from scratch.
+    action_mode: str | None = None
     # Options of `vla_mot.model.config.ModelConfig`; from scratch they replace those of `policy.defaults`.
     model: dict[str, Any] = field(default_factory=dict)
-    # A `vla_mot.robots.embodiment.Embodiment`; None: read off the dataset's features.
-    embodiment: dict[str, Any] | None = None
+    # The robot to drive: a name among `embodiments`, or one that comes with vla_mot (conf/embodiment/).
+    # None: the checkpoint's only one; from scratch, read off the dataset's features.
+    embodiment: str | None = None
+    # Every `vla_mot.robots.embodiment.Embodiment` that the checkpoint knows.
+    embodiments: list[dict[str, Any]] = field(default_factory=list)
+    # Of the stored weights: float32, bfloat16, or mixed.
+    dtype: str = "float32"
     # Normalization is the policy's own, by the statistics in its checkpoint: LeRobot's is switched off.
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_no_normalization)
 
@@ -69,7 +75,7 @@ class VlaMotConfig(PreTrainedConfig):
             raise ConfigError(
                 f"n_obs_steps must be 1: the policy keeps its own history; got {self.n_obs_steps}."
             )
-        if self.action_mode not in (ABSOLUTE, DELTA):
+        if self.action_mode not in (None, ABSOLUTE, DELTA):
             raise ConfigError(
                 f"action_mode must be {ABSOLUTE!r} or {DELTA!r}, got {self.action_mode!r}; see --policy.action_mode."
             )

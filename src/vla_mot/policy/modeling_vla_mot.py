@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import snapshot_download
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
 from torch import Tensor
 
 from vla_mot.batch import Batch
-from vla_mot.errors import CheckpointError, ConfigError
-from vla_mot.hub.native import (
-    CONFIG_FILE,
-    STATISTICS_FILE,
-    WEIGHTS_FILE,
-    PolicySpec,
-    SamplerConfig,
-    load_weights,
-    read_spec,
-    save_policy,
-)
+from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.hub.manifest import write_manifest
+from vla_mot.hub.native import save_policy
+from vla_mot.hub.spec import PolicySpec, SamplerConfig
+from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
 from vla_mot.model.config import ModelConfig
@@ -37,7 +31,10 @@ from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
 from vla_mot.policy.configuration_vla_mot import VlaMotConfig
 from vla_mot.policy.features import dataset_statistics, infer_embodiment
 from vla_mot.policy.inputs import instructions, pictures, state_now, training_batch
+from vla_mot.robots.actions import ABSOLUTE
+from vla_mot.robots.catalog import find_embodiment, known_embodiments
 from vla_mot.robots.embodiment import Embodiment
+from vla_mot.robots.robot import Robot
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +44,9 @@ _PREFIX = "model."
 class VlaMotPolicy(PreTrainedPolicy):
     """A vla_mot model that LeRobot trains and runs.
 
-    config: see `VlaMotConfig`; its `model` and `embodiment` are completed in place.
+    config: see `VlaMotConfig`; what it leaves open is completed in place.
     dataset_stats, dataset_meta: LeRobot's; they define embodiment and statistics of a policy made from scratch.
-    spec: embodiment, statistics and architecture of a checkpoint, instead of the dataset's.
+    spec, model: those of a checkpoint, instead of the dataset's and of random weights.
 
     Raises ConfigError when there is neither a spec nor a dataset, or when they do not fit the configuration.
     """
@@ -64,15 +61,20 @@ class VlaMotPolicy(PreTrainedPolicy):
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
         dataset_meta: Any = None,
         spec: PolicySpec | None = None,
+        model: VlaMotModel | None = None,
     ) -> None:
         super().__init__(config)
         config.validate_features()
         self._whitened = spec is not None
         self.spec = spec or _spec_from_dataset(config, dataset_stats, dataset_meta)
-        config.model, config.embodiment = self.spec.model.to_dict(), self.spec.embodiment.to_dict()
-        self.model = VlaMotModel(self.spec.model)
+        self.model = VlaMotModel(self.spec.model) if model is None else model
         self.model.stack.gradient_checkpointing = config.gradient_checkpointing
-        self._policy = Policy(self.model, self.spec)
+        robot = self.spec.robot(config.embodiment, config.action_mode)
+        self._policy = Policy(self.model, self.spec, robot)
+        described = self.spec.config_dict()
+        config.model, config.embodiments = described["model"], described["embodiments"]
+        config.embodiment, config.action_mode = robot.embodiment.name, robot.action_mode
+        config.dtype = self.spec.dtype
         self._session: Session | None = None
         self._robots = 0
         self._next_seed = config.sampling_seed
@@ -102,19 +104,24 @@ class VlaMotPolicy(PreTrainedPolicy):
         """
         if not strict:
             raise ConfigError("vla_mot checkpoints are loaded completely or not at all; leave strict=True.")
-        folder = _folder(pretrained_name_or_path, download)
-        spec = read_spec(folder)
-        if config is None:
-            config = PreTrainedConfig.from_pretrained(folder)
-        _require_same(config, spec, folder)
-        if dataset_stats is not None:
-            log.info("statistics are those of the checkpoint %s, not the dataset's", folder)
-        _compare_with_dataset(spec.embodiment, dataset_meta)
-        policy = cls(
-            config, spec=replace(spec, sampler=SamplerConfig(config.num_steps, config.n_action_steps))
+        found = open_checkpoint(
+            pretrained_name_or_path,
+            revision=download.get("revision"),
+            token=download.get("token"),
+            local_files_only=bool(download.get("local_files_only")),
+            action_mode=config.action_mode if config else None,
         )
-        load_weights(policy.model, folder / WEIGHTS_FILE)
-        return policy.to(config.device).eval()
+        if config is None:
+            config = PreTrainedConfig.from_pretrained(found.folder)
+        assert isinstance(config, VlaMotConfig), type(config)
+        robot = found.spec.robot(config.embodiment, config.action_mode)
+        _require_same(config, found.spec, robot, found.folder)
+        if dataset_stats is not None:
+            log.info("statistics are those of the checkpoint %s, not the dataset's", found.folder)
+        _compare_with_dataset(robot.embodiment, dataset_meta)
+        sampler = SamplerConfig(config.num_steps, config.n_action_steps)
+        model = found.load(device=config.device or "cpu")
+        return cls(config, spec=replace(found.spec, sampler=sampler), model=model).to(config.device).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write a native checkpoint whose `config.json` also holds LeRobot's own settings.
@@ -123,8 +130,11 @@ class VlaMotPolicy(PreTrainedPolicy):
         """
         weights = self.state_dict() if state_dict is None else state_dict
         own = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
-        save_policy(save_directory, self.spec, own)
+        # Gathered weights are not those of this process, which then cannot answer for them.
+        golden = record_golden(self._policy) if state_dict is None else None
+        save_policy(save_directory, self.spec, own, golden=golden)
         self.config._save_pretrained(save_directory)
+        write_manifest(save_directory)  # again, since LeRobot wrote its config.json over ours
 
     # ---- training -------------------------------------------------------------------------------------------
 
@@ -233,25 +243,33 @@ def _spec_from_dataset(
             "a vla_mot policy from scratch needs a dataset: its statistics and its rate. Train with "
             "`lerobot-train --policy.type=vla_mot --dataset.repo_id=…`, or open a checkpoint with --policy.path."
         )
-    if config.embodiment is None:
-        embodiment = infer_embodiment(config, dataset_meta)
-    else:
-        embodiment = Embodiment.from_dict(config.embodiment)
+    embodiment = _embodiment(config, dataset_meta)
     _compare_with_dataset(embodiment, dataset_meta)
+    if config.action_mode is None:
+        config.action_mode = ABSOLUTE
     model = config.model_config()
     return PolicySpec(
         model=replace(model, num_views=max(model.num_views, len(embodiment.cameras))),
-        embodiment=embodiment,
-        statistics=dataset_statistics(embodiment, dataset_stats, config),
-        action_mode=config.action_mode,
+        robots=(Robot(embodiment, dataset_statistics(embodiment, dataset_stats, config)),),
         sampler=SamplerConfig(config.num_steps, config.n_action_steps),
     )
 
 
-def _require_same(config: VlaMotConfig, spec: PolicySpec, folder: Path) -> None:
+def _embodiment(config: VlaMotConfig, dataset_meta: Any) -> Embodiment:
+    """The robot of a policy from scratch. Raises ConfigError for a name that nobody knows."""
+    if config.embodiment is None:
+        return infer_embodiment(config, dataset_meta)
+    described = {e.name: e for e in map(Embodiment.from_dict, config.embodiments)}
+    found = described.get(config.embodiment) or find_embodiment(config.embodiment)
+    if found is None:
+        known = [*described, *(e.name for e in known_embodiments())]
+        raise ConfigError(unknown_name("--policy.embodiment", config.embodiment, known))
+    return found if found.fps else replace(found, fps=float(dataset_meta.fps))
+
+
+def _require_same(config: VlaMotConfig, spec: PolicySpec, robot: Robot, folder: Path) -> None:
     """Raise ConfigError when the configuration contradicts the checkpoint that it is to run."""
-    width = config.action_feature.shape[0] if config.action_feature else spec.embodiment.action_dim
-    embodiment = Embodiment.from_dict(config.embodiment) if config.embodiment else spec.embodiment
+    embodiments = [robot.embodiment.to_dict() for robot in spec.robots]
     wrong = [
         name
         for name, same in (
@@ -260,8 +278,7 @@ def _require_same(config: VlaMotConfig, spec: PolicySpec, folder: Path) -> None:
                 not config.model or ModelConfig.from_dict(config.model).to_dict() == spec.model.to_dict(),
             ),
             ("chunk_size", config.chunk_size == spec.model.chunk_size),
-            ("embodiment", embodiment == spec.embodiment),
-            ("action_mode", config.action_mode == spec.action_mode),
+            ("embodiments", all(given in embodiments for given in config.embodiments)),
         )
         if not same
     ]
@@ -270,32 +287,19 @@ def _require_same(config: VlaMotConfig, spec: PolicySpec, folder: Path) -> None:
             f"the configuration and the checkpoint {folder} differ in {', '.join(wrong)}; what belongs to the weights "
             "cannot be overridden. Leave it out of the command line, or train from scratch with --policy.type."
         )
-    if width != spec.embodiment.action_dim:
+    width = config.action_feature.shape[0] if config.action_feature else robot.embodiment.action_dim
+    if width != robot.embodiment.action_dim:
         raise ConfigError(
-            f"the dataset's or environment's action has {width} dimensions, embodiment {embodiment.name!r} of the "
-            f"checkpoint {folder} has {spec.embodiment.action_dim}."
+            f"the dataset's or environment's action has {width} dimensions, embodiment {robot.embodiment.name!r} of "
+            f"the checkpoint {folder} has {robot.embodiment.action_dim}."
         )
 
 
 def _compare_with_dataset(embodiment: Embodiment, dataset_meta: Any) -> None:
-    if dataset_meta is not None and float(dataset_meta.fps) != embodiment.fps:
+    if dataset_meta is not None and embodiment.fps not in (None, float(dataset_meta.fps)):
         log.warning(
             "the dataset runs at %s fps, embodiment %r at %s: chunks and the foresight offset count frames",
             dataset_meta.fps,
             embodiment.name,
             embodiment.fps,
         )
-
-
-def _folder(path: str | Path, download: dict[str, Any]) -> Path:
-    """A local folder as it is; otherwise a Hub repository, downloaded. Raises CheckpointError."""
-    if Path(path).is_dir():
-        return Path(path)
-    options = {key: value for key, value in download.items() if key not in ("resume_download", "proxies")}
-    files = [CONFIG_FILE, STATISTICS_FILE, WEIGHTS_FILE]
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=files, **options))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is neither a folder nor a Hub repository that can be read: {error}"
-        ) from error

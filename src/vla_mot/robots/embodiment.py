@@ -50,7 +50,7 @@ class Embodiment:
     """A robot: what its datasets call its state, its actions and its cameras.
 
     name: the one lower-case spelling; `aliases` are what datasets call it.
-    fps: control and recording rate in Hz; chunks and the foresight offset count in its frames.
+    fps: control and recording rate in Hz; chunks and the foresight offset count in its frames. None: the dataset's.
     state, action: features in the order in which their dimensions are concatenated.
     cameras: the LeRobot image feature of each camera slot, None where the slot is absent.
 
@@ -58,7 +58,7 @@ class Embodiment:
     """
 
     name: str
-    fps: float
+    fps: float | None
     state: tuple[Field, ...]
     action: tuple[Field, ...]
     cameras: tuple[str | None, ...]
@@ -69,7 +69,7 @@ class Embodiment:
             raise ConfigError(
                 f"embodiment name {self.name!r} must be lower case: write {self.name.lower()!r}."
             )
-        if not self.fps > 0:
+        if self.fps is not None and not self.fps > 0:
             raise ConfigError(f"embodiment {self.name!r}: fps must be positive, got {self.fps}.")
         deepest = max((i for i, delta in enumerate(self.delta_mask) if delta), default=-1)
         if deepest >= self.state_dim:
@@ -117,6 +117,10 @@ class Embodiment:
             raise ConfigError(f"state a duration in frames or in seconds, not both: {frames=}, {seconds=}.")
         if seconds is None:
             return int(frames)  # type: ignore[arg-type]
+        if self.fps is None:
+            raise ConfigError(
+                f"{seconds} s cannot be counted in frames: embodiment {self.name!r} states no fps; say frames instead."
+            )
         exact = seconds * self.fps
         if abs(exact - round(exact)) > 1e-6:
             raise ConfigError(

@@ -16,6 +16,7 @@ from vla_mot.robots.actions import DELTA, to_absolute, to_delta
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.images import resize_with_pad
 from vla_mot.robots.normalization import Statistics, pad_last
+from vla_mot.robots.robot import Robot
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 """Instructions → (token_ids `(B, N)` int64, token_mask `(B, N)` bool)."""
@@ -23,25 +24,30 @@ Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Processor:
-    """Normalizes, subtracts, pads and resizes for one embodiment.
+    """Normalizes, subtracts, pads and resizes for one robot.
 
-    statistics: of this embodiment and action mode. tokenize: the backbone's.
+    robot: embodiment, and statistics in the action mode. tokenize: the backbone's.
     image_size: (height, width) of every view after `resize_with_pad`, in pixels.
     state_width, action_width: the model's padded widths S and A.
+    slots: camera slots that an observation always has; None leaves out those behind the last camera.
     """
 
-    embodiment: Embodiment
-    statistics: Statistics
+    robot: Robot
     tokenize: Tokenize
     image_size: tuple[int, int]
     state_width: int
     action_width: int
+    slots: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.statistics.embodiment != self.embodiment.name:
-            raise ConfigError(
-                f"statistics of embodiment {self.statistics.embodiment!r} cannot serve {self.embodiment.name!r}."
-            )
+    @property
+    def embodiment(self) -> Embodiment:
+        """The robot's."""
+        return self.robot.embodiment
+
+    @property
+    def statistics(self) -> Statistics:
+        """The robot's."""
+        return self.robot.statistics
 
     def observation(
         self, images: Mapping[int, Tensor], state: Tensor, instructions: Sequence[str]
@@ -50,11 +56,10 @@ class Processor:
 
         images: slot → `(B, 2, 3, h, w)` uint8 or float in [0, 1], frames t - m and t; absent slots are left out.
         state: `(B, state_dim)` in physical units. instructions: B strings.
-        Slots behind the last camera that is present are trimmed: they would change no output.
         """
         if not images:
             raise ConfigError(f"embodiment {self.embodiment.name!r}: no camera image was given.")
-        slots = max(images) + 1
+        slots = self.slots or max(images) + 1
         views = {slot: resize_with_pad(view, *self.image_size) for slot, view in images.items()}
         absent = torch.full_like(next(iter(views.values())), 255 if _is_uint8(views) else 1)
         stacked = torch.stack([views.get(slot, absent) for slot in range(slots)], dim=1)

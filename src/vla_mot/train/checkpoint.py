@@ -10,21 +10,22 @@ A checkpoint is written under a temporary name, flushed and renamed, so that a f
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from vla_mot.errors import CheckpointError
-from vla_mot.hub.native import (
-    PolicySpec,
-    load_weights,
-    read_json,
-    read_tensors,
-    save_policy,
-    write_json,
-    write_tensors,
-)
+from vla_mot.hub.files import read_json, write_json
+from vla_mot.hub.native import save_policy
+from vla_mot.hub.spec import PolicySpec
+from vla_mot.hub.tensors import Weights, load_weights, write_tensors
+from vla_mot.infer.golden import record_golden
+from vla_mot.infer.policy import Policy
+from vla_mot.model.model import VlaMotModel
 from vla_mot.train.optimizer import AveragedWeights, Optimizers
 
 POLICY_FOLDER, STATE_FOLDER, LAST = "pretrained_model", "training_state", "last"
@@ -42,16 +43,26 @@ def save_checkpoint(
     run: Path,
     progress: Progress,
     spec: PolicySpec,
-    model: nn.Module,
+    model: VlaMotModel,
     average: AveragedWeights,
     optimizers: Optimizers,
     keep: int,
+    training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `checkpoints/<step>`, point `last` to it, remove all but the newest `keep`. Returns the folder."""
+    """Write `checkpoints/<step>`, point `last` to it, remove all but the newest `keep`. Returns the folder.
+
+    training: the run's resolved configuration, which travels with the policy.
+    """
     root = run / "checkpoints"
     final, unfinished = root / f"{progress.step:06d}", root / f".unfinished-{progress.step:06d}"
     shutil.rmtree(unfinished, ignore_errors=True)
-    save_policy(unfinished / POLICY_FOLDER, spec, average.state)
+    save_policy(
+        unfinished / POLICY_FOLDER,
+        spec,
+        average.state,
+        golden=record_golden(_averaged_policy(spec, model, average)),
+        training=training,
+    )
     state = unfinished / STATE_FOLDER
     state.mkdir()
     write_tensors(state / "model.safetensors", model.state_dict())
@@ -66,6 +77,14 @@ def save_checkpoint(
     for old in _numbered(root)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _averaged_policy(spec: PolicySpec, model: VlaMotModel, average: AveragedWeights) -> Policy:
+    """A policy around the averaged weights themselves: no copy is made."""
+    with torch.device("meta"):
+        shell = VlaMotModel(spec.model)
+    shell.load_state_dict(average.state, strict=True, assign=True)
+    return Policy(shell.reset_buffers(next(model.parameters()).device), spec)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -87,13 +106,12 @@ def load_checkpoint(
     for name in ("step", "seconds", "average_updates"):
         if name not in progress:
             raise CheckpointError(f"{state / 'progress.json'} lacks {name!r}.")
-    load_weights(model, state / "model.safetensors")
-    policy = folder / POLICY_FOLDER / "model.safetensors"
-    averaged = read_tensors(policy)
-    if averaged.keys() != average.state.keys():
-        raise CheckpointError(f"{policy} has other weights than the model of this run.")
-    average.load(averaged, int(progress["average_updates"]))
-    optimizers.load(read_tensors(state / "optimizer.safetensors"))
+    load_weights(model, Weights.open(state / "model.safetensors"))
+    policy = Weights.open(folder / POLICY_FOLDER)
+    if policy.infos.keys() != average.state.keys():
+        raise CheckpointError(f"{policy.source} has other weights than the model of this run.")
+    average.load(policy.read(), int(progress["average_updates"]))
+    optimizers.load(Weights.open(state / "optimizer.safetensors").read())
     return Progress(int(progress["step"]), float(progress["seconds"]))
 
 

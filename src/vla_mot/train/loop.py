@@ -6,15 +6,15 @@ weights, its optimizer and its step: a killed and resumed run equals an uninterr
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from vla_mot.batch import Batch
 from vla_mot.errors import NonFiniteLossError
-from vla_mot.hub.native import PolicySpec
+from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.model import VlaMotModel
 from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
 from vla_mot.train.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -34,7 +34,10 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 class Trainer:
-    """Trains one model in one run folder."""
+    """Trains one model in one run folder.
+
+    described: the run's resolved configuration, written into every checkpoint.
+    """
 
     def __init__(
         self,
@@ -44,11 +47,12 @@ class Trainer:
         validation: Sequence[Batch],
         config: TrainConfig,
         run: Path,
+        described: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model.to(config.device)
         self.model.stack.gradient_checkpointing = config.gradient_checkpointing
         self.spec, self.stream, self.validation = spec, stream, validation
-        self.config, self.run_folder = config, run
+        self.config, self.run_folder, self.described = config, run, described
         self.optimizers = Optimizers(self.model, config)
         self.average = AveragedWeights(self.model, config.ema_decay)
         self.progress = Progress(0, 0.0)
@@ -157,4 +161,5 @@ class Trainer:
             self.average,
             self.optimizers,
             self.config.keep_checkpoints,
+            self.described,
         )

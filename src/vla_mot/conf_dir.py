@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vla_mot.errors import ConfigError
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def conf_dir() -> Path:

@@ -1,0 +1,67 @@
+"""Opens whatever a user names: a folder or a Hub repository, in our layout or in the authors'."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.hub import native, released
+from vla_mot.hub.files import read_json
+from vla_mot.hub.native import load_model
+from vla_mot.hub.released_names import ReleasedNames
+from vla_mot.hub.remote import fetch
+from vla_mot.hub.spec import TYPE, PolicySpec
+from vla_mot.hub.tensors import Weights, same_name
+from vla_mot.model.model import VlaMotModel
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers and configuration were read, and whose weights were not yet.
+
+    layout: `native`, or the authors' `qwena1` or `interna1`.
+    """
+
+    folder: Path
+    layout: Literal["native", "qwena1", "interna1"]
+    spec: PolicySpec
+    weights: Weights
+
+    def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VlaMotModel:
+        """Load the weights, one tensor at a time. Raises CheckpointError naming every weight that does not fit."""
+        rename = same_name if self.layout == "native" else ReleasedNames(self.layout).ours
+        return load_model(self.spec, self.weights, rename=rename, device=device, dtype=dtype)
+
+
+def open_checkpoint(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    action_mode: str | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Open a folder, or a Hub repository after downloading what of it is not in the cache.
+
+    revision, token, local_files_only: see `hub.remote.fetch`.
+    action_mode, architecture: of a checkpoint in the authors' layout; see `hub.released.read_released`.
+    Raises CheckpointError for what cannot be found, read or understood.
+    """
+    folder = fetch(name, revision=revision, token=token, local_files_only=local_files_only)
+    kind = read_json(folder / native.CONFIG_FILE).get("type")
+    if kind == TYPE:
+        if architecture:
+            raise ConfigError(f"{folder} states its own architecture; leave out architecture=….")
+        return Checkpoint(folder, "native", native.read_spec(folder), Weights.open(folder))
+    if kind in released.TYPES:
+        weights = Weights.open(folder)
+        spec = released.read_released(folder, weights, architecture or {}, action_mode)
+        return Checkpoint(folder, kind, spec, weights)
+    raise CheckpointError(
+        f"{folder / native.CONFIG_FILE} says type {kind!r}; expected {TYPE!r}, or {' or '.join(released.TYPES)} "
+        "of the released policies."
+    )

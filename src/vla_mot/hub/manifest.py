@@ -1,0 +1,88 @@
+"""`manifest.json`: what a checkpoint consists of, so that a changed, missing or added file is found."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vla_mot.errors import CheckpointError
+from vla_mot.hub.files import read_json, sha256, write_json
+from vla_mot.version import __version__
+
+MANIFEST_FILE, FORMAT = "manifest.json", 1
+_PACKAGES = ("torch", "transformers", "diffusers", "safetensors")
+_FREE = (MANIFEST_FILE, "README.md", ".gitattributes")  # may be written or edited later
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """versions: package → version that wrote the checkpoint. files: name → (SHA-256, bytes)."""
+
+    versions: dict[str, str]
+    files: dict[str, tuple[str, int]]
+
+
+def write_manifest(folder: Path) -> None:
+    """Hash every file of the folder."""
+    found = {name: (folder / name) for name in _names(folder)}
+    write_json(
+        folder / MANIFEST_FILE,
+        {
+            "format": FORMAT,
+            "versions": {"vla_mot": __version__} | _versions(),
+            "files": {
+                name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in found.items()
+            },
+        },
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json`. Raises CheckpointError when it is missing, damaged or of a later format."""
+    content = read_json(folder / MANIFEST_FILE)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / MANIFEST_FILE} is of format {content.get('format')!r}, this vla_mot reads {FORMAT}; "
+            "install a newer vla_mot."
+        )
+    try:
+        files = {
+            str(name): (str(told["sha256"]), int(told["bytes"])) for name, told in content["files"].items()
+        }
+        versions = {str(name): str(told) for name, told in content["versions"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST_FILE} is damaged ({error!r}).") from error
+    return Manifest(versions, files)
+
+
+def compare(folder: Path) -> list[str]:
+    """What differs between a folder and its manifest, as sentences; empty when nothing does."""
+    manifest, present = read_manifest(folder), set(_names(folder))
+    problems = [f"{name} is missing" for name in manifest.files if name not in present]
+    problems += [f"{name} is not in the manifest" for name in sorted(present - manifest.files.keys())]
+    for name, (digest, size) in manifest.files.items():
+        if name not in present:
+            continue
+        if (found := (folder / name).stat().st_size) != size:
+            problems.append(f"{name} has {found:,} bytes instead of {size:,}")
+        elif sha256(folder / name) != digest:
+            problems.append(f"{name} was changed: its SHA-256 is another one")
+    return problems
+
+
+def _names(folder: Path) -> list[str]:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.as_posix()
+        for path in files
+        if path.as_posix() not in _FREE and not any(part.startswith(".") for part in path.parts)
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
