@@ -1,6 +1,6 @@
 # `make` alone lists what there is. Every target builds .venv/ first if it has to; nothing else is installed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench lock clean distclean
+.PHONY: help setup demo test test-slow test-newest lint format bench lock clean distclean
 
 BIN := .venv/bin
 # Extra words for the command of `demo`, `test`, `test-slow`: make test ARGS="-k mask"
@@ -12,7 +12,7 @@ SOURCES := src tests tools packages $(wildcard benchmarks)
 
 help: ## list the targets
 	@printf 'vla_mot: see, foresee, act.\n\nUsage: make <target> [ARGS="..."]\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\nStart with `make demo`. Everything lands in .venv/ and outputs/.\n'
 
 setup: ## find or make Python 3.12+ and fill .venv/ from requirements.lock (nothing to do: nothing done)
@@ -27,6 +27,11 @@ test: setup ## the tests that end within minutes
 # pytest's 5 means that nothing was selected, which is no failure of a set that may be empty.
 test-slow: setup ## the honest but long tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS) || [ $$? -eq 5 ]
+
+# What touches transformers: it changes between versions, and the lock holds only the one that lerobot allows.
+test-newest: setup ## the model's tests on the newest transformers 5.x, in .venv-newest/ without lerobot
+	@bash tools/setup_newest.sh
+	$(ONE_THREAD) .venv-newest/bin/python -m pytest -m "not gpu" tests/backbones tests/model tests/nn tests/goldens $(ARGS)
 
 lint: setup ## style, formatting and types
 	$(BIN)/ruff check $(SOURCES)
@@ -46,8 +51,8 @@ lock: setup ## resolve pyproject.toml again into requirements.lock: versions and
 	  pyproject.toml -o requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock
 
-clean: ## remove caches and build products; outputs/ and .venv/ stay
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove caches, build products and .venv-newest/; outputs/ and .venv/ stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest
 	find src tests tools packages -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv/ too
