@@ -103,6 +103,72 @@ def test_an_unreadable_info_file_is_named(copied):
     assert "info.json is not readable" in refuse(copied)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["fps"], None, "info.json: fps must be a positive number, but is missing"),
+        (["fps"], "ten", "info.json: fps must be a positive number, but is 'ten'"),
+        (["fps"], 0, "info.json: fps must be a positive number, but is 0"),
+        (["features"], None, "info.json: features must be a mapping of features, but is missing"),
+        (["features"], [], "info.json: features must be a mapping of features, but is []"),
+        (
+            ["features", "action"],
+            "float32",
+            "info.json: features.action.dtype must be a name, but is missing",
+        ),
+        (
+            ["features", "action", "dtype"],
+            None,
+            "info.json: features.action.dtype must be a name, but is missing",
+        ),
+        (
+            ["features", HEAD, "shape"],
+            None,
+            f"features.{HEAD}.shape must be a list of whole numbers, but is missing",
+        ),
+        (
+            ["features", "action", "shape"],
+            3,
+            "features.action.shape must be a list of whole numbers, but is 3",
+        ),
+    ],
+)
+def test_what_the_info_file_lacks_is_named(copied, path, value, message):
+    file = copied / "meta" / "info.json"
+    info = part = json.loads(file.read_text())
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    if value is None:
+        del part[path[-1]]
+    file.write_text(json.dumps(info))
+    assert message in refuse(copied)
+
+
+def rename(root, names):
+    info = json.loads((root / "meta" / "info.json").read_text())
+    info["features"]["action"]["names"] = names
+    edit_info(root, features=info["features"])
+
+
+@pytest.mark.parametrize(
+    "names", [["y", "x", "gripper"], {"axes": ["y", "x", "gripper"]}, {"x": 1, "y": 0, "gripper": 2}]
+)
+def test_the_same_names_in_another_order_are_refused(copied, names):
+    rename(copied, names)
+    message = refuse(copied)
+    assert "action feature 'action' has its dimensions in the order y, x, gripper," in message
+    assert "the embodiment in the order x, y, gripper" in message
+
+
+@pytest.mark.parametrize(
+    "names", [None, ["a", "b", "c"], {"axes": ["x", "y", "gripper"]}, {"gripper": 2, "y": 1, "x": 0}]
+)
+def test_no_names_other_names_and_the_same_order_are_fine(copied, names):
+    rename(copied, names)
+    assert Source.open(copied, toy_embodiment()).num_frames == sum(LENGTHS)
+
+
 def test_an_old_format_names_the_conversion_command(copied):
     edit_info(copied, codebase_version="v2.1")
     message = refuse(copied)

@@ -34,6 +34,7 @@ def read_info(root: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path} is not readable as LeRobot's dataset information: {error!r}.") from error
     _check_version(root, str(info["codebase_version"]), major)
+    _check_content(path, info)
     for needed in ("meta/tasks.parquet", "meta/episodes/*/*.parquet", "data/*/*.parquet"):
         if not any(root.glob(needed)):
             raise DatasetError(f"LeRobot dataset {root} is incomplete: {needed} is missing. Copy it again.")
@@ -51,6 +52,27 @@ def _check_version(root: Path, version: str, major: int) -> None:
         )
     if major > 3:
         raise DatasetError(f"dataset {root} has LeRobot format {version}; the installed lerobot reads v3.0.")
+
+
+def _check_content(path: Path, info: Mapping[str, Any]) -> None:
+    """Raise DatasetError unless everything that is read here later has the kind of value that LeRobot writes."""
+    if not isinstance(info.get("fps"), int | float) or info["fps"] <= 0:
+        raise DatasetError(_lacks(path, "fps", "a positive number", info))
+    features = info.get("features")
+    if not isinstance(features, Mapping):
+        raise DatasetError(_lacks(path, "features", "a mapping of features", info))
+    for key, spec in features.items():
+        shape = spec.get("shape") if isinstance(spec, Mapping) else None
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("dtype"), str):
+            raise DatasetError(_lacks(path, f"features.{key}.dtype", "a name", spec))
+        if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
+            raise DatasetError(_lacks(path, f"features.{key}.shape", "a list of whole numbers", spec))
+
+
+def _lacks(path: Path, key: str, wanted: str, spec: Any) -> str:
+    name = key.rpartition(".")[2]
+    found = f"is {spec[name]!r}" if isinstance(spec, Mapping) and name in spec else "is missing"
+    return f"{path}: {key} must be {wanted}, but {found}. Copy the dataset again, or record it again."
 
 
 def check_features(root: Path, info: Mapping[str, Any], embodiment: Embodiment) -> None:
@@ -86,21 +108,39 @@ def _vector_problems(features: Mapping[str, Any], embodiment: Embodiment) -> lis
                 problems.append(f"no {kind} feature {field.key!r}.{nearest(field.key, vectors)}")
             elif (width := _width(features[field.key])) != len(field.names):
                 problems.append(_width_problem(kind, field, width, features[field.key]))
+            elif (names := _names(features[field.key])) != field.names and sorted(names) == sorted(
+                field.names
+            ):
+                problems.append(_order_problem(kind, field, names))
     return problems
 
 
 def _width_problem(kind: str, field: Field, width: int, spec: Mapping[str, Any]) -> str:
     return (
-        f"{kind} feature {field.key!r} has {width} dimensions ({_names(spec)}), the embodiment lists "
-        f"{len(field.names)} ({', '.join(field.names)})"
+        f"{kind} feature {field.key!r} has {width} dimensions ({', '.join(_names(spec)) or 'unnamed'}), the embodiment "
+        f"lists {len(field.names)} ({', '.join(field.names)})"
     )
 
 
-def _names(spec: Mapping[str, Any]) -> str:
+def _order_problem(kind: str, field: Field, names: Sequence[str]) -> str:
+    """Other names may mean the same; the same names in another order are another layout."""
+    return (
+        f"{kind} feature {field.key!r} has its dimensions in the order {', '.join(names)}, the embodiment in the "
+        f"order {', '.join(field.names)}"
+    )
+
+
+def _names(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a feature's dimensions, in order; empty where it has none.
+
+    LeRobot's datasets write them as a list, as `{group: [name, …]}`, or as `{name: index}`.
+    """
     names = spec.get("names")
     if isinstance(names, Mapping):
+        if names and all(isinstance(place, int) for place in names.values()):
+            return tuple(sorted(names, key=lambda name: names[name]))
         names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
-    return ", ".join(map(str, names)) if isinstance(names, Sequence) and names else "unnamed"
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _width(spec: Mapping[str, Any]) -> int:
