@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from tests.nn.small import redraw
+from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 
 from vla_mot.backbones.internvl3 import InternVL3Config, InternVL3Expert, VisionConfig, build
 from vla_mot.errors import ConfigError
@@ -89,14 +90,25 @@ def test_a_square_of_patches_is_one_token_and_tokens_are_in_reading_order() -> N
     assert torch.equal(picked[0][0, 2], patches[[8, 9, 12, 13]].flatten())
 
 
+@pytest.mark.parametrize("arrives", [(32, 32), (48, 48), (24, 40)])
 @torch.no_grad()
-def test_views_of_another_size_are_resized() -> None:
+def test_what_the_tower_sees_equals_the_stock_processor(arrives: tuple[int, int]) -> None:
     ours = expert()
-    images = torch.rand(1, 1, 3, 48, 48, generator=torch.Generator().manual_seed(2))
-    small = torch.nn.functional.interpolate(
-        images[0], size=(32, 32), mode="bicubic", antialias=True, align_corners=False
+    images = torch.rand(1, 2, 3, *arrives, generator=torch.Generator().manual_seed(2))
+    stock = GotOcr2ImageProcessor(
+        size={"height": 32, "width": 32},
+        do_rescale=False,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
     )
-    assert torch.equal(ours.embed_images(images), ours.embed_images(small[None]))
+    seen: list[torch.Tensor] = []
+    hook = ours.vision_tower.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["pixel_values"]), with_kwargs=True
+    )
+    ours.embed_images(images)
+    hook.remove()
+    expected = stock(images=list(images[0]), return_tensors="pt").pixel_values
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
 
 
 def test_the_defaults_are_internvl3_1b() -> None:

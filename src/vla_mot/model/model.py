@@ -21,7 +21,7 @@ from vla_mot.flow.matching import integrate_euler, interpolate, velocity
 from vla_mot.foresight import build_tokenizer
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.heads import ActionHead, GenerationHead
-from vla_mot.model.precision import cast_weights
+from vla_mot.model.precision import cast_weights, keeps_float32
 from vla_mot.model.tokens import Tokens
 from vla_mot.nn.expert import ExpertConfig, ExpertLayer, Geometry
 from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
@@ -91,8 +91,10 @@ class VlaMotModel(nn.Module):
         )
         _freeze_unused(self.stack)
 
+    keeps_float32 = staticmethod(keeps_float32)
+
     def cast(self, dtype: torch.dtype) -> Self:
-        """Give the weights `dtype`, in place, except those that the released checkpoints keep in float32.
+        """Give the weights `dtype`, in place, except those of which `keeps_float32` is true.
 
         Inputs are cast where they enter; integration, losses and predicted latents stay float32. See `precision`.
         """
@@ -111,7 +113,7 @@ class VlaMotModel(nn.Module):
     # ---- training -------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch, noise: Tensor, noise_level: Tensor) -> Losses:
-        """Flow-matching and foresight errors of a batch, over real places only.
+        """Flow-matching and foresight errors of a batch, over real places only (but see `config.action_loss`).
 
         noise: `(B, K, L, A)`, noise_level: `(B, K)`. The K draws of a sample share its prefix and do not see
         each other, so they equal K separate passes.
