@@ -65,7 +65,7 @@ def read_released(
     numbers = read_json(folder / STATISTICS_FILE) if (folder / STATISTICS_FILE).is_file() else None
     try:
         model = ModelConfig.from_dict(infer_model(config, weights.infos, str(weights.source), architecture))
-        mode = action_mode or _recorded_mode(folder)
+        mode = action_mode or (_recorded_mode(folder) if numbers else DELTA)
         return PolicySpec(
             model=model,
             robots=tuple(_robots(numbers or {}, mode, model.chunk_size)),

@@ -159,11 +159,11 @@ def _intern(shapes: Shapes, config: Mapping[str, Any]) -> tuple[dict[str, Any], 
         },
     }
     if published:
-        backbone |= {"num_heads": 14, "num_kv_heads": 2, "head_dim": 64}
+        backbone |= {"num_heads": 14, "num_kv_heads": 2}
         backbone["vision"]["num_heads"] = 16
         return backbone, ()
     return backbone, (
-        "backbone.num_heads", "backbone.num_kv_heads", "backbone.head_dim", "backbone.vision.num_heads",
+        "backbone.num_heads", "backbone.num_kv_heads", "backbone.vision.num_heads",
         "backbone.tokenizer", "backbone.pad_token_id",
     )  # fmt: skip
 
