@@ -4,10 +4,9 @@ from typing import Literal
 
 import pytest
 
+from tests.composed import composed
 from vla_mot.commands.settings import section, training_config
 from vla_mot.errors import ConfigError
-
-from .test_conf import composed
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,7 @@ def record(config: RecordConfig) -> Recorded:
     if config.output.exists():
         folders.require_unused(config.output)
         config.output.rmdir()
-    if config.embodiment.fps is None:
-        raise ConfigError(
-            f"embodiment {config.embodiment.name!r} states no fps, at which a recording is made."
-        )
-    simulators.make_env(config.env)
+    fps = _frame_rate(config.embodiment, config.env)
     simulator, options = simulators.find(config.env)
     demonstrations = simulator.demonstrate(options, config.noise, config.seed, config.static_fraction)
     first = next(demonstrations)
@@ -84,12 +80,30 @@ def record(config: RecordConfig) -> Recorded:
         frames = record_dataset(
             root=config.output,
             repo_id=config.repo_id or f"local/{config.output.name}",
-            fps=round(config.embodiment.fps),
+            fps=fps,
             features=dataset_features(config.embodiment, height, width),
             episodes=_successes(_chain(first, demonstrations), config.episodes, verdicts, advance),
             robot_type=config.embodiment.name,
         )
     return Recorded(frames, dict(verdicts))
+
+
+def _frame_rate(embodiment: Embodiment, env: Mapping[str, Any]) -> int:
+    """The rate in Hz of the simulator, and so of the recording. Raises ConfigError when the embodiment's is another."""
+    robot = simulators.make_env(env)()
+    rate = float(robot.metadata["render_fps"])
+    robot.close()
+    if embodiment.fps != rate:
+        stated = "no fps" if embodiment.fps is None else f"{embodiment.fps:g} fps"
+        raise ConfigError(
+            f"embodiment {embodiment.name!r} states {stated}, but environment {env['name']!r} steps at {rate:g} Hz, "
+            f"the rate of its recordings; set embodiment.fps={rate:g}."
+        )
+    if rate != int(rate):
+        raise ConfigError(
+            f"environment {env['name']!r} steps at {rate:g} Hz; LeRobot records whole frames per second."
+        )
+    return int(rate)
 
 
 def _chain(

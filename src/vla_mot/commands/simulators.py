@@ -36,7 +36,10 @@ class Demonstrate(Protocol):
 
 @dataclass(frozen=True)
 class Simulator:
-    """make: environment options → environment. expert: steps executed per plan → scripted controller."""
+    """make: environment options → environment, with its control rate in `metadata["render_fps"]`.
+
+    expert: steps executed per plan → scripted controller.
+    """
 
     make: Callable[[Mapping[str, Any]], "gym.Env"]
     expert: Callable[[int], "Controller"]
