@@ -1,10 +1,14 @@
 """Stock LeRobot builds, resets and steps the conveyor through `packages/lerobot_env_conveyor`."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.composed import composed
+
+from vla_mot.envs.conveyor import ConveyorEnv
 
 pytestmark = pytest.mark.sim
 
@@ -12,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "packages" / "lerobot_env_conveyor"
 
 
 @pytest.fixture(scope="module")
-def config():
+def make_config():
     pytest.importorskip("lerobot")
     from lerobot.envs.factory import make_env_config
 
@@ -20,7 +24,25 @@ def config():
         patch.syspath_prepend(str(PACKAGE))
         import lerobot_env_conveyor  # noqa: F401
 
-        return make_env_config("conveyor", image_size=32, max_steps=8, target="blue")
+        yield lambda **options: make_env_config("conveyor", **options)
+
+
+@pytest.fixture(scope="module")
+def config(make_config):
+    return make_config(image_size=32, max_steps=8, target="blue")
+
+
+def test_the_three_homes_of_the_defaults_agree(make_config):
+    """What is driven by `vla-mot`, by `lerobot-eval` and by `gymnasium.make` is the same robot."""
+    demo = composed("demo")
+    defaults = {name: p.default for name, p in inspect.signature(ConveyorEnv).parameters.items()}
+    configured = {key: value for key, value in demo["env"].items() if key != "name"}
+    lerobots = make_config()
+    assert configured == {key: defaults[key] for key in configured}
+    assert {"image_size", "motion", "max_steps"} <= configured.keys()
+    offered = {key: value for key, value in lerobots.gym_kwargs.items() if key != "render_mode"}
+    assert offered == {key: defaults[key] for key in offered} and configured.keys() <= offered.keys()
+    assert lerobots.fps == ConveyorEnv.metadata["render_fps"] == demo["embodiment"]["fps"]
 
 
 def test_the_features_are_named_as_a_policy_expects(config):

@@ -1,20 +1,32 @@
-"""Motion matters, provably: what a single observation hides, what is out of reach, and the hard ceilings."""
+"""Motion matters, provably: what a single observation hides, what is out of reach, and the hard ceilings.
+
+All of it in the demo's own environment, at the demo's own horizon and foresight: the numbers come from conf/.
+"""
 
 import numpy as np
 import pytest
+from tests.composed import composed
 
 from vla_mot.envs.conveyor import ChunkExpert, ConveyorEnv, sample_scene
 from vla_mot.envs.conveyor.scene import BELT_Y, BLOCK_SIZE
 
 pytestmark = pytest.mark.sim
 
-HISTORY = 6  # frames between the two pictures that the demo's policy sees, and its foresight
-HORIZON = 10  # the demo's n_action_steps
+DEMO = composed("demo")
+HISTORY = DEMO["foresight"]["offset_frames"]  # frames between the two pictures that the demo's policy sees
+HORIZON = DEMO["sampler"]["n_action_steps"]
+CHUNK = DEMO["model"]["chunk_size"]
 EPISODES = 200
 
 
+def demo_env(**options):
+    """The environment that the demo drives."""
+    known = {key: value for key, value in DEMO["env"].items() if key != "name"}
+    return ConveyorEnv(**(known | options))
+
+
 def success_rate(expert, swap=False, episodes=EPISODES, **env_options):
-    env = ConveyorEnv(obs_type="agent_pos", **env_options)
+    env = demo_env(obs_type="agent_pos", **env_options)
     successes = 0
     for seed in range(episodes):
         env.reset(seed=10_000 + seed)
@@ -44,9 +56,9 @@ def test_believing_in_no_motion_is_right_where_nothing_moves():
     assert success_rate(ChunkExpert(HORIZON, velocity=0.0), motion="static", episodes=50) >= 0.95
 
 
-def test_the_ceilings_hold_at_a_longer_horizon_too():
-    assert success_rate(ChunkExpert(12), episodes=60) >= 0.95
-    assert success_rate(ChunkExpert(12, velocity=0.0), episodes=60) <= 0.50
+def test_the_ceilings_hold_when_the_whole_chunk_is_executed_too():
+    assert success_rate(ChunkExpert(CHUNK), episodes=60) >= 0.95
+    assert success_rate(ChunkExpert(CHUNK, velocity=0.0), episodes=60) <= 0.50
 
 
 def test_a_centimetre_of_error_is_forgiven():
@@ -54,7 +66,7 @@ def test_a_centimetre_of_error_is_forgiven():
 
 
 def test_velocity_is_in_no_single_observation():
-    env = ConveyorEnv()
+    env = demo_env()
     first = [env.reset(seed=4, options={"belt_velocity": v})[0] for v in (-0.08, 0.0, 0.05, 0.08)]
     for observation in first[1:]:
         np.testing.assert_array_equal(observation["agent_pos"], first[0]["agent_pos"])
@@ -63,7 +75,7 @@ def test_velocity_is_in_no_single_observation():
 
 
 def test_two_pictures_tell_the_velocities_apart():
-    env, pictures = ConveyorEnv(), []
+    env, pictures = demo_env(), []
     for velocity in (-0.05, 0.05):
         observation = env.reset(seed=4, options={"belt_velocity": velocity})[0]
         for _ in range(HISTORY):
@@ -90,7 +102,7 @@ def test_velocity_is_independent_of_where_things_start():
 
 def test_nothing_graspable_is_reachable_before_the_first_history_frame():
     """Even a gripper that dives at full speed from the first step on is still clear of every block."""
-    env = ConveyorEnv(obs_type="agent_pos")
+    env = demo_env(obs_type="agent_pos")
     for seed in range(30):
         env.reset(seed=seed)
         for _ in range(HISTORY):
