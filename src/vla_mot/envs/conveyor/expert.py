@@ -120,7 +120,6 @@ class ChunkExpert:
         horizon: actions executed per plan (a policy's `n_action_steps`).
         velocity: believed belt velocity in m/s; None believes the true one.
         position_noise: standard deviation in metres of the block's x as seen at each replanning.
-        velocity_noise: standard deviation in m/s of the believed velocity at each replanning.
         seed: of that noise.
     """
 
@@ -129,13 +128,11 @@ class ChunkExpert:
         horizon: int = 10,
         velocity: float | None = None,
         position_noise: float = 0.0,
-        velocity_noise: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.horizon = horizon
         self._velocity = velocity
         self._position_noise = position_noise
-        self._velocity_noise = velocity_noise
         self._rng = np.random.default_rng(seed)
         self._queue: list[np.ndarray] = []
 
@@ -147,7 +144,6 @@ class ChunkExpert:
         """The next action (3,) float32 in metres; looks at `state` only when a new chunk is due."""
         if not self._queue:
             velocity = state.belt_velocity if self._velocity is None else self._velocity
-            velocity += self._rng.normal(0.0, self._velocity_noise)
             seen = state.block_xy + [self._rng.normal(0.0, self._position_noise), 0.0]
             self._queue = list(plan_chunk(replace(state, block_xy=seen), target, velocity, self.horizon))
         return self._queue.pop(0)

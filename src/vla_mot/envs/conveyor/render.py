@@ -21,7 +21,6 @@ Color = tuple[int, int, int]
 TABLE: Color = (236, 232, 224)
 BELT: Color = (92, 97, 106)
 RAIL: Color = (58, 62, 69)
-ROLLER: Color = (150, 156, 164)
 TRAY: Color = (200, 226, 200)
 TRAY_EDGE: Color = (92, 158, 104)
 STEEL: Color = (74, 82, 96)
