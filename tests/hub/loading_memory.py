@@ -24,8 +24,6 @@ def resident() -> dict[str, int]:
 
 def main(folder: str, dtype: str) -> None:
     checkpoint = open_checkpoint(folder)
-    with torch.device("meta"):
-        checkpoint.load  # noqa: B018  (imports are done)
     start, peak, done = resident(), resident(), threading.Event()
 
     def watch() -> None:

@@ -49,6 +49,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class StartConfig:
+    """Where a new model's weights come from; None: random ones. `backbone.weights` and `foresight.weights`.
+
+    backbone: a folder or Hub repository in the stock layout of its family. foresight: a folder or file of
+    `vla_mot.hub.foresight_weights`.
+    """
+
+    backbone: str | None = None
+    foresight: Path | None = None
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Everything that decides what a training run computes."""
 
@@ -57,6 +69,7 @@ class TrainingConfig:
     data: DataConfig
     train: TrainConfig
     sampler: SamplerConfig
+    start: StartConfig = StartConfig()
 
 
 def training_config(config: Mapping[str, Any]) -> TrainingConfig:
@@ -68,12 +81,18 @@ def training_config(config: Mapping[str, Any]) -> TrainingConfig:
         data=section(DataConfig, "data", config["data"]),
         train=section(TrainConfig, "train", config["train"]),
         sampler=section(SamplerConfig, "sampler", config["sampler"]),
+        start=StartConfig(
+            backbone=fit(str | None, "backbone.weights", config["backbone"].get("weights")),
+            foresight=fit(Path | None, "foresight.weights", config["foresight"].get("weights")),
+        ),
     )
 
 
 def model_config(config: Mapping[str, Any], embodiment: Embodiment) -> ModelConfig:
     """Join the groups model, backbone and foresight; m is stated in frames, or in seconds of the embodiment."""
-    foresight = dict(config["foresight"])
+    foresight, backbone = dict(config["foresight"]), dict(config["backbone"])
+    for part in (foresight, backbone):
+        part.pop("weights", None)  # where training starts is no part of the architecture: see `StartConfig`
     frames = fit(int | None, "foresight.offset_frames", foresight.pop("offset_frames", None))
     seconds = fit(float | None, "foresight.offset_seconds", foresight.pop("offset_seconds", None))
     try:
@@ -82,5 +101,5 @@ def model_config(config: Mapping[str, Any], embodiment: Embodiment) -> ModelConf
         raise ConfigError(
             f"{error} Set foresight.offset_frames or foresight.offset_seconds, and the other one to null."
         ) from error
-    parts = {"backbone": config["backbone"], "foresight": foresight, "offset_frames": offset}
+    parts = {"backbone": backbone, "foresight": foresight, "offset_frames": offset}
     return section(ModelConfig, "model", {**config["model"], **parts})

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from vla_mot.commands.console import console, progress
-from vla_mot.commands.settings import TrainingConfig
+from vla_mot.commands.settings import StartConfig, TrainingConfig
 from vla_mot.data.frame_cache import FrameCache
 from vla_mot.data.source import Source
 from vla_mot.data.split import split_episodes
@@ -20,8 +20,11 @@ from vla_mot.data.statistics import compute_statistics
 from vla_mot.data.stream import BatchStream
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.hub.foresight_weights import load_tokenizer
+from vla_mot.hub.remote import fetch
 from vla_mot.hub.spec import PolicySpec
-from vla_mot.hub.tensors import Weights, load_weights
+from vla_mot.hub.stock import load_backbone
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.robot import Robot
 from vla_mot.train.loop import Trainer
@@ -77,15 +80,27 @@ def build_model(config: TrainingConfig) -> VlaMotModel:
         ) from error
 
 
-def prepare_weights(model: VlaMotModel, data: Data, init_from: Path | None = None) -> None:
-    """Fit the foresight tokenizer on training frames, or load the weights of a policy, all of them or nothing.
+def prepare_weights(
+    model: VlaMotModel, data: Data, start: StartConfig, init_from: str | Path | None = None
+) -> None:
+    """Load the weights of a policy; or give a new model those of its backbone and its autoencoder, where it has some,
+    and fit the foresight tokenizer on training frames. All of them or nothing.
 
-    Raises CheckpointError when the weights do not fit.
+    init_from: a checkpoint's folder or Hub repository, in our layout or the authors'.
+    Raises CheckpointError when weights do not fit, ConfigError when an autoencoder would stay random.
     """
-    if init_from is None:
-        model.tokenizer.fit(_tokenizer_pictures(model, data))
-    else:
-        load_weights(model, Weights.open(init_from))
+    if init_from is not None:
+        return open_checkpoint(init_from).load_into(model)
+    if model.tokenizer.pretrained and start.foresight is None:
+        raise ConfigError(
+            f"foresight tokenizer {model.config.foresight['type']!r} means nothing with random weights: give "
+            "foresight.weights=<folder or file>, or start from a policy with init_from=…."
+        )
+    if start.backbone is not None:
+        load_backbone(model, fetch(start.backbone))
+    if start.foresight is not None:
+        load_tokenizer(model.tokenizer, start.foresight)
+    model.tokenizer.fit(_tokenizer_pictures(model, data))
 
 
 def _tokenizer_pictures(model: VlaMotModel, data: Data) -> torch.Tensor:

@@ -25,6 +25,8 @@ class ForesightTokenizer(nn.Module, ABC):
     latent_channels: int
     compression: int
     image_size: tuple[int, int]
+    pretrained: bool = False
+    """Whether it means nothing without weights from somewhere."""
 
     @property
     def latent_size(self) -> tuple[int, int]:

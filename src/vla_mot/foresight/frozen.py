@@ -21,6 +21,7 @@ class FrozenAutoencoder(ForesightTokenizer):
     under autocast, and always in evaluation mode; what comes out has the dtype of what went in.
     """
 
+    pretrained = True
     latent_scale: float
     latent_shift: float
 

@@ -14,7 +14,7 @@ from vla_mot.hub.native import load_model
 from vla_mot.hub.released_names import ReleasedNames
 from vla_mot.hub.remote import fetch
 from vla_mot.hub.spec import TYPE, PolicySpec
-from vla_mot.hub.tensors import Weights, same_name
+from vla_mot.hub.tensors import Rename, Weights, load_weights, same_name
 from vla_mot.model.model import VlaMotModel
 
 
@@ -32,8 +32,20 @@ class Checkpoint:
 
     def load(self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VlaMotModel:
         """Load the weights, one tensor at a time. Raises CheckpointError naming every weight that does not fit."""
-        rename = same_name if self.layout == "native" else ReleasedNames(self.layout).ours
-        return load_model(self.spec, self.weights, rename=rename, device=device, dtype=dtype)
+        return load_model(self.spec, self.weights, rename=self._rename, device=device, dtype=dtype)
+
+    def load_into(self, model: VlaMotModel) -> None:
+        """Write the weights into a model of the same architecture, converted to its dtypes.
+
+        Raises CheckpointError naming every weight that does not fit.
+        """
+        infos = self.weights.infos.items()
+        stored = {ours: info.dtype for name, info in infos if (ours := self._rename(name)) is not None}
+        load_weights(model, self.weights, rename=self._rename, stored=stored)
+
+    @property
+    def _rename(self) -> Rename:
+        return same_name if self.layout == "native" else ReleasedNames(self.layout).ours
 
 
 def open_checkpoint(
