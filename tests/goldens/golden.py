@@ -1,7 +1,6 @@
 """The released maths, checked the same way for both released types. Test modules subclass `ReleasedMaths`."""
 
 import json
-import re
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -9,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vla_mot.batch import Batch, Observation
 from vla_mot.flow.matching import interpolate
-from vla_mot.model.config import ModelConfig
+from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.hub.released_names import ReleasedNames
 from vla_mot.model.model import VlaMotModel
 from vla_mot.model.objective import objective
 from vla_mot.model.tokens import Tokens
@@ -24,49 +25,12 @@ TOLERANCE = 5e-5
 REAL_DIMS, CHUNK, MIDDLE = 7, 6, 96
 FORESIGHT_WEIGHT = 0.01
 
-HEADS = [  # released name → ours
-    (r"model\.(?:cosmos|gen)_in_proj\.(.+)", r"generation.in_proj.\1"),
-    (r"model\.downsample_conv\.(.+)", r"generation.downsample.\1"),
-    (r"model\.upsample_conv\.(.+)", r"generation.upsample.\1"),
-    (r"model\.(?:cosmos|gen)_out_layer_norm\.(.+)", r"generation.norm.\1"),
-    (r"model\.(?:cosmos|gen)_out_proj\.(.+)", r"generation.out_proj.\1"),
-    (r"model\.state_proj\.(.+)", r"action.state_proj.\1"),
-    (r"model\.action_in_proj\.(.+)", r"action.in_proj.\1"),
-    (r"model\.action_out_proj\.(.+)", r"action.out_proj.\1"),
-    (r"model\.action_time_mlp_(in|out)\.(.+)", r"action.time_mlp_\1.\2"),
-    (
-        r"model\.cosmos(?:_tokenizer)?\._(?:enc|dec)_model\.((?!.*patcher\.).+)",
-        r"tokenizer.autoencoder.\1",
-    ),
-]
-_COMPUTED = re.compile(r".*\.(un)?patcher\..+|model\.imagenet_(mean|std)")
-
-
-def our_name(released: str, names: list[tuple[str, str]]) -> str | None:
-    """None for what we compute instead of storing it."""
-    for pattern, ours in names:
-        if match := re.fullmatch(pattern, released):
-            return match.expand(ours)
-    assert _COMPUTED.fullmatch(released), f"no name for {released}"
-    return None
-
-
-def cosmos(dims: dict) -> dict:
-    """Options of the fixture's autoencoder."""
-    return {
-        "type": "cosmos",
-        "image_size": [256, 256],
-        "channels": dims["channels"],
-        "channel_multipliers": dims["channels_mult"],
-        "blocks_per_level": dims["num_res_blocks"],
-    }
-
 
 @dataclass(frozen=True)
 class Golden:
-    """The model with the released weights, what went in and what came out.
+    """The model that a released checkpoint opens as, what went in and what came out.
 
-    blocks: the released names of understanding, generation and action. names: released weight names → ours.
+    blocks: the released names of understanding, generation and action. names: of weights.
     """
 
     model: VlaMotModel
@@ -75,7 +39,7 @@ class Golden:
     grads: dict
     observation: Observation
     blocks: tuple[str, str, str]
-    names: list[tuple[str, str]]
+    names: ReleasedNames
 
     @property
     def batch(self) -> Batch:
@@ -98,14 +62,13 @@ class Golden:
         return self.out[f"train.{self.blocks[block]}_{what}"]
 
 
-def load(
-    folder: Path, config: ModelConfig, blocks: tuple[str, str, str], names: list[tuple[str, str]], text: tuple
-) -> Golden:
+def load(folder: Path, blocks: tuple[str, str, str], text: tuple[str, str, int]) -> Golden:
     """text: keys of the inputs that hold token ids and mask, and how many of the last tokens are text."""
-    model = VlaMotModel(config)
-    weights = {our_name(key, names): value for key, value in load_file(folder / "model.safetensors").items()}
-    weights.pop(None, None)
-    model.load_state_dict(weights)  # strict: nothing missing, nothing left over
+    architecture = yaml.safe_load(Path(__file__).with_name(f"{folder.name}.yaml").read_text())
+    # The golden loss is a mean over real dimensions only.
+    checkpoint = open_checkpoint(folder, architecture=architecture | {"action_loss": "real"})
+    assert checkpoint.layout != "native"
+    model, names = checkpoint.load(), ReleasedNames(checkpoint.layout)
     given = {
         key: x.float() if x.is_floating_point() else x
         for key, x in load_file(folder / "inputs.safetensors").items()
@@ -192,7 +155,8 @@ class ReleasedMaths:
         objective(model.losses(golden.batch, *golden.noise), FORESIGHT_WEIGHT).total.backward()
         weights, compared = dict(model.named_parameters()), 0
         for key, numbers in golden.grads["grads"].items():
-            name = our_name(key, golden.names)
+            tied = key.endswith("language_model.embed_tokens.weight") and "qwen3" in key
+            name = "understanding.embed_tokens.weight" if tied else golden.names.ours(key)
             gradient = None if name is None else weights[name].grad
             if gradient is None:
                 assert numbers is None or numbers[0] == 0, key

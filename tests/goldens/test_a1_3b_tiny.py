@@ -9,73 +9,16 @@ In bfloat16 (weights cast, or autocast over float32 weights), root mean square r
 foresight 1.2 %, actions sampled in ten steps 0.5 %, losses 0.1 %, the gradient as one vector 1.7 %.
 """
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from tests.goldens.golden import HEADS, Golden, ReleasedMaths, close, cosmos, load
-
-from vla_mot.model.config import ModelConfig
-from vla_mot.nn.expert import ExpertConfig
-
-TEXT = 10
-UND, MOT = r"model\.qwen3_vl_with_expert\.und_expert\.", r"model\.qwen3_vl_with_expert\."
-NAMES = [
-    (rf"{UND}lm_head\.weight", "understanding.embed_tokens.weight"),
-    (rf"{UND}model\.language_model\.embed_tokens\.weight", "understanding.embed_tokens.weight"),
-    (rf"{UND}model\.visual\.(.+)", r"understanding.visual.\1"),
-    (rf"{UND}model\.language_model\.layers\.(\d+)\.(.+)", r"stack.layers.\1.experts.understanding.\2"),
-    (rf"{UND}model\.language_model\.norm\.(.+)", r"stack.norms.understanding.\1"),
-    (rf"{MOT}gen_expert\.layers\.(\d+)\.(.+)", r"stack.layers.\1.experts.generation.\2"),
-    (rf"{MOT}gen_expert\.norm\.(.+)", r"stack.norms.generation.\1"),
-    (rf"{MOT}act_expert\.layers\.(\d+)\.(.+)", r"stack.layers.\1.experts.action.\2"),
-    (rf"{MOT}act_expert\.norm\.(.+)", r"stack.norms.action.\1"),
-    *HEADS,
-]
-
-
-def config(sizes: dict) -> ModelConfig:
-    dims, policy = sizes["dims"], sizes["policy_cfg"]
-    vision = dims["vision"]
-    keys = ("depth", "hidden_size", "intermediate_size", "num_heads", "patch_size", "num_position_embeddings")
-    backbone = {
-        "type": "qwen3_vl",
-        **dims["und"],
-        "num_layers": dims["num_hidden_layers"],
-        "num_heads": dims["num_attention_heads"],
-        "num_kv_heads": dims["num_key_value_heads"],
-        "head_dim": dims["head_dim"],
-        "vocab_size": dims["vocab_size"],
-        "rope_base": 5e6,
-        "mrope_sections": dims["mrope_section"],
-        "vision": {key: vision[key] for key in keys}
-        | {"deepstack_layers": vision["deepstack_visual_indexes"]},
-        "image_size": [64, 64],
-        "text_length": TEXT,
-        "tokenizer": "byte",
-        **{key: dims[key] for key in ("pad_token_id", "vision_start_token_id", "vision_end_token_id")},
-    }
-    return ModelConfig(
-        backbone=backbone,
-        foresight=cosmos(sizes["cosmos"]),
-        generation=ExpertConfig(**dims["expert"]),
-        action=ExpertConfig(**dims["expert"]),
-        view_size=(64, 64),
-        chunk_size=policy["chunk_size"],
-        max_state_dim=policy["max_state_dim"],
-        max_action_dim=policy["max_action_dim"],
-        mask_padding=False,
-        positions="released",
-    )
+from tests.goldens.golden import Golden, ReleasedMaths, close, load
 
 
 @pytest.fixture(scope="module")
 def golden(goldens: Path) -> Golden:
-    folder = goldens / "a1_3b_tiny"
-    sizes = json.loads((folder / "tiny_dims.json").read_text())
-    blocks, text = ("prefix", "middle", "suffix"), ("input_ids", "attention_mask", TEXT)
-    return load(folder, config(sizes), blocks, NAMES, text)
+    return load(goldens / "a1_3b_tiny", ("prefix", "middle", "suffix"), ("input_ids", "attention_mask", 10))
 
 
 class TestReleased3B(ReleasedMaths):
