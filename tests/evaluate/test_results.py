@@ -49,11 +49,6 @@ def test_arms_are_compared_over_the_seeds_that_both_ran():
     assert Evaluation((first, second, replace(elsewhere, name="c"))).comparisons().keys() == {"b"}
 
 
-def test_arms_are_found_by_name():
-    assert evaluation().arm("no_history").label == "Without history"
-    assert evaluation().arm("nobody") is None
-
-
 def test_a_folder_without_results_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match=r"results\.json is missing; run `vla-mot evaluate` first"):
         Evaluation.load(tmp_path)

@@ -1,5 +1,6 @@
 """`vla-mot report`: one self-contained HTML page about a run or a demo."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def write(folder: Path, page: Path, lede: str = "") -> Path:
         raise ConfigError(f"run folder {folder} does not exist.{nearest(folder.name, siblings)}")
     trained = folder / "run" if (folder / "run" / folders.CONFIG_NAME).is_file() else folder
     records = read_log(trained)
-    evaluation = collect(folder)
-    if not records and evaluation is None:
+    found = collect(folder)
+    if not records and found is None:
         raise ConfigError(
             f"{folder} holds nothing to report: no log.jsonl of a run and no {RESULTS_FILE} of an evaluation."
         )
@@ -53,33 +54,45 @@ def write(folder: Path, page: Path, lede: str = "") -> Path:
         title=f"vla_mot: {folder.resolve().name}",
         records=records,
         lede=lede,
-        evaluation=evaluation,
-        videos=_videos(folder),
+        evaluation=found and found.evaluation,
+        videos=found.films if found else {},
         config={name: _text(part) for name, part in config.items()},
     )
     return write_report(content, page)
 
 
-def collect(folder: Path) -> Evaluation | None:
+@dataclass(frozen=True)
+class Collected:
+    """Joined evaluations; films: caption → mp4 file of a few episodes of the first arm that was filmed."""
+
+    evaluation: Evaluation
+    films: Mapping[str, Path]
+
+
+def collect(folder: Path) -> Collected | None:
     """Join every evaluation found below `folder` (not those inside another one); None when there is none.
 
     The trained policy's arm comes first. Arms of the same name are told apart by their folder.
     """
     arms: dict[str, Arm] = {}
+    filmed: dict[str, list[Path]] = {}
     foresight, provenance = None, dict[str, str]()
     for place in _evaluations(folder):
         evaluation = Evaluation.load(place)
         foresight = foresight or evaluation.foresight
         provenance |= evaluation.provenance
         for arm in evaluation.arms:
+            films = _films(place, arm, len(evaluation.arms))
             if arm.name in arms:
                 where = str(place.relative_to(folder))
                 arm = replace(arm, name=f"{arm.name} {where}", label=f"{arm.label} ({where})")
-            arms[arm.name] = arm
+            arms[arm.name], filmed[arm.name] = arm, films
     if not arms:
         return None
     ordered = sorted(arms.values(), key=lambda arm: arm.name != "policy")
-    return Evaluation(tuple(ordered), foresight, provenance)
+    shown = next((arm for arm in ordered if filmed[arm.name]), ordered[0])
+    captions = {f"{shown.label}, episode {film.stem}": film for film in filmed[shown.name][:_FILMS]}
+    return Collected(Evaluation(tuple(ordered), foresight, provenance), captions)
 
 
 def _evaluations(folder: Path) -> list[Path]:
@@ -90,11 +103,10 @@ def _evaluations(folder: Path) -> list[Path]:
     return found
 
 
-def _videos(folder: Path) -> dict[str, Path]:
-    """Caption → a few of the films of the trained policy, else of whatever was filmed."""
-    films = sorted(folder.rglob("videos/**/*.mp4"))
-    chosen = [film for film in films if film.parent.name == "policy"] or films
-    return {f"episode {film.stem}": film for film in chosen[:_FILMS]}
+def _films(place: Path, arm: Arm, arms: int) -> list[Path]:
+    """An arm's films: in a folder of its own where several arms were run (`vla-mot demo`)."""
+    films = place / "videos"
+    return sorted((films if arms == 1 else films / arm.name).glob("*.mp4"))
 
 
 def _text(part: Any) -> str:

@@ -3,16 +3,9 @@
 from rich.table import Table
 
 from vla_mot.commands.console import console
-from vla_mot.evaluate.foresight_report import ForesightReport
+from vla_mot.evaluate.foresight_report import METHOD_LABELS, ForesightReport
 from vla_mot.evaluate.intervals import Interval
 from vla_mot.evaluate.results import Evaluation
-
-_METHODS = {
-    "foresight": "foreseen",
-    "no_history": "foreseen, history replaced",
-    "copy_last": "copy of the last frame",
-    "training_mean": "mean of the training data",
-}
 
 
 def show_success(evaluation: Evaluation) -> None:
@@ -50,7 +43,7 @@ def show_foresight(report: ForesightReport) -> None:
     ):
         table.add_column(heading, justify="right")
     for view in report.views:
-        for method, label in _METHODS.items():
+        for method, label in METHOD_LABELS.items():
             moving, whole = report.score(view, "moving", method), report.score(view, "whole", method)
             psnr = "" if whole.psnr is None else f"{whole.psnr.value:.1f} dB"
             table.add_row(view, label, _span(moving.mse), _span(moving.ratio), _span(whole.mse), psnr)

@@ -10,7 +10,13 @@ import numpy as np
 
 from vla_mot.evaluate.intervals import Interval
 
-METHODS = ("foresight", "no_history", "copy_last", "training_mean")
+METHOD_LABELS = {
+    "foresight": "foreseen",
+    "no_history": "foreseen, history replaced",
+    "copy_last": "copy of the last frame",
+    "training_mean": "mean of the training data",
+}
+METHODS = tuple(METHOD_LABELS)
 REGIONS = ("moving", "whole")
 SCORES_FILE, PICTURES_FILE = "foresight.json", "foresight.npz"
 _PICTURES = ("past", "present", "future", "foreseen", "no_history")

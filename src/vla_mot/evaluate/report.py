@@ -8,16 +8,10 @@ from typing import Any
 
 from vla_mot.evaluate import html
 from vla_mot.evaluate.curves import learning_curves
-from vla_mot.evaluate.foresight_report import METHODS, ForesightExample, ForesightReport
+from vla_mot.evaluate.foresight_report import METHOD_LABELS, ForesightExample, ForesightReport
 from vla_mot.evaluate.results import Arm, Evaluation
 from vla_mot.evaluate.wording import difference, duration, percent, percents, points, psnr, sentence
 
-METHOD_LABELS = {
-    "foresight": "Foresight",
-    "no_history": "Foresight, no history",
-    "copy_last": "Copy of the last frame",
-    "training_mean": "Mean of training data",
-}
 VERDICT_COLOURS = {
     "success": "var(--accent)",
     "wrong_object": "var(--wrong)",
@@ -176,8 +170,8 @@ def _pictures(report: ForesightReport) -> str:
         "present, t": "present",
         f"true future, t + {m}": "future",
         f"foreseen, t + {m}": "foreseen",
-        "foreseen, no history": "no_history",
-        "copy of the last frame": "present",
+        METHOD_LABELS["no_history"]: "no_history",
+        METHOD_LABELS["copy_last"]: "present",
     }
     head = "".join(f"<th>{escape(text)}</th>" for text in ("", *columns))
     body = []
@@ -215,8 +209,8 @@ def _foresight(report: ForesightReport) -> str:
         "Foresight, scored",
         f"Mean squared error of latents (lower is better) over {report.samples:,} samples of {report.episodes} "
         "episodes, with 95\u00a0% intervals from a bootstrap over episodes; × is this row's error over "
-        "foresight's, paired. No history: the present frame stands in for the past one. Copying cannot do well where "
-        "cells were chosen because they change; that is why the whole picture and the other rows are there.",
+        "foresight's, paired. History replaced: the present frame stands in for the past one. Copying cannot do well "
+        "where cells were chosen because they change; that is why the whole picture and the other rows are there.",
         *tables,
     )
 
@@ -226,11 +220,12 @@ def _score_table(report: ForesightReport, region: str) -> str:
     for view in report.views:
         head += [view, "error", "95\u00a0% interval", "×"] + (["PSNR"] if region == "whole" else [])
     largest = {
-        view: max(report.score(view, region, method).mse.high for method in METHODS) for view in report.views
+        view: max(report.score(view, region, method).mse.high for method in METHOD_LABELS)
+        for view in report.views
     }
     rows = []
-    for method in METHODS:
-        row = [escape(METHOD_LABELS[method])]
+    for method, label in METHOD_LABELS.items():
+        row = [escape(sentence(label))]
         for view in report.views:
             score = report.score(view, region, method)
             row += [
@@ -249,7 +244,7 @@ def _films(videos: Mapping[str, Path]) -> str:
     films = "".join(html.film(path, caption) for caption, path in videos.items())
     return _section(
         "Episodes",
-        "Above what the cameras see, below what the policy foresaw when it planned.",
+        "Above what the cameras see; below, where a policy drives, what it foresaw when it planned.",
         f'<div class="films">{films}</div>',
     )
 

@@ -82,10 +82,6 @@ class Evaluation:
     foresight: ForesightReport | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
-    def arm(self, name: str) -> Arm | None:
-        """The arm of that name, or None."""
-        return next((arm for arm in self.arms if arm.name == name), None)
-
     def comparisons(self) -> dict[str, PairedDifference]:
         """Arm name → the first arm's success minus this arm's, over the seeds that both ran, if there are any."""
         first = {episode.seed for episode in self.arms[0].episodes} if self.arms else set()
