@@ -94,8 +94,18 @@ def test_an_error_arrives_in_order_and_names_its_step(build, prefetch):
     assert [next(batches).index[0].item() for _ in range(2)] == [0, 16]
     with pytest.raises(RuntimeError, match="torn picture") as caught:
         next(batches)
-    assert "while preparing the batch of step 2 (frames [" in caught.value.__notes__[0]
+    assert caught.value.__notes__ == [f"while preparing the batch of step 2: {stream.describe(2)}"]
     assert prefetch_threads() == []
+
+
+def test_the_samples_of_a_step_are_described_by_frame_and_episode(build):
+    stream = build(3)
+    frames = sorted(stream.dataset.frames[stream.samples(0)].tolist())
+    starts = stream.dataset.source.bounds[:, 0].tolist()
+    episodes = sorted({sum(start <= frame for start in starts) - 1 for frame in frames})
+    told = f"frames {', '.join(map(str, frames))} of the dataset, from its episodes {', '.join(map(str, episodes))}"
+    assert stream.describe(0) == told
+    assert "… (40 in all)" in build(40).describe(0)
 
 
 @pytest.mark.parametrize(("samples", "sizes"), [(None, [25, 25, 10]), (7, [7]), (1000, [25, 25, 10])])

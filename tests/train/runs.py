@@ -26,6 +26,9 @@ class MemoryStream:
             batch = replace(tiny_batch(step), index=torch.arange(4 * step, 4 * step + 4))
             yield _spoiled(batch) if step == self.spoil_step else batch
 
+    def describe(self, step: int) -> str:
+        return f"what was drawn for step {step}"
+
 
 def _spoiled(batch: Batch) -> Batch:
     observation = replace(batch.observation, state=torch.full_like(batch.observation.state, float("nan")))

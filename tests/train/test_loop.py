@@ -13,6 +13,7 @@ from tests.train.runs import MemoryStream, trainer
 
 from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.hub.tensors import Weights
+from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.log import read_log
@@ -122,13 +123,53 @@ def test_validation_changes_nothing_and_repeats(tmp_path: Path) -> None:
 
 def test_nan_stops_the_run_names_the_batch_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     run = trainer(tmp_path, MemoryStream(spoil_step=3))
-    with pytest.raises(NonFiniteLossError, match=r"step 3: .*loss.* global samples 12 … 15.*checkpoints"):
+    message = r"step 3: .*loss.* what was drawn for step 3\..*init_from=.*checkpoints/000002 .* train.lr below 0.003"
+    with pytest.raises(NonFiniteLossError, match=message):
         run.run()
     kept = find_checkpoint(tmp_path)
     assert kept.name == "000002"
     again = trainer(tmp_path)
     again.resume(kept)
     assert all(bool(tensor.isfinite().all()) for tensor in state_of(again).values())
+
+
+@pytest.mark.parametrize("lr", [1e8, 1e30])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_weights_that_blew_up_are_never_saved(tmp_path: Path, lr: float, ema_decay: float) -> None:
+    """The loss before the step is fine; the weights after it are not, though they may be finite."""
+    run = trainer(tmp_path, lr=lr, warmup_steps=0, ema_decay=ema_decay, save_every=1, keep_checkpoints=1)
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 0: .*weights after it are useless.*checkpoints/000000"
+    ):
+        run.run()
+    (kept,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.name != "last")
+    assert kept == find_checkpoint(tmp_path) == (tmp_path / "checkpoints" / "last").resolve()
+    answers = record_golden(Policy.from_pretrained(kept / "pretrained_model"))
+    assert all(bool(answer.isfinite().all()) for answer in answers.values())
+
+
+@pytest.mark.parametrize("kind", ["weights", "averaged weights"])
+def test_a_single_weight_that_is_not_finite_is_never_saved(tmp_path: Path, kind: str) -> None:
+    run = trainer(tmp_path)
+    run.run()
+    state = run.average.state if kind == "averaged weights" else run.model.state_dict()
+    state["tokenizer.latent_std"].view(-1)[0] = float("inf")
+    with pytest.raises(NonFiniteLossError, match=rf"1 of the {kind} \(tokenizer.latent_std, …\)"):
+        run.save()
+
+
+def test_a_run_does_not_begin_with_weights_that_are_not_finite(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.model.action.out_proj.bias.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"not finite \(action.out_proj.bias"):
+        run.run()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_newest_checkpoint_is_found_by_number(tmp_path: Path) -> None:
+    for name in ("999999", "1000000", "000002"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert find_checkpoint(tmp_path).name == "1000000"
 
 
 def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from tests.model.tiny import tiny_model
 from tests.train.runs import train_config
 from torch import nn
 
-from vla_mot.errors import ConfigError
+from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import RunLog, read_log
 from vla_mot.train.optimizer import AveragedWeights, Optimizers, learning_rate
@@ -76,6 +76,20 @@ def test_muon_moves_linear_weights_by_orthogonal_steps_and_leaves_the_rest_to_ad
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-2), rtol=1e-3, atol=0)  # AdamW's first step
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_loaded_state_lies_where_the_weights_are(optimizer: str) -> None:
+    model = tiny_model()
+    trained = Optimizers(model, train_config(optimizer=optimizer))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    trained.step(1e-3)
+    state = trained.tensors()
+    elsewhere = Optimizers(model.to("meta"), train_config(optimizer=optimizer))
+    elsewhere.load(state)
+    assert elsewhere.tensors().keys() == state.keys()
+    assert {tensor.device.type for tensor in elsewhere.tensors().values()} == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -98,6 +112,30 @@ def test_log_forgets_what_lies_behind_the_checkpoint(tmp_path) -> None:
     (tmp_path / "log.jsonl").open("a").write('{"step": 4, "kind": "tr')  # cut short by a crash
     RunLog(tmp_path, from_step=2).close()
     assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+
+
+def test_a_kill_while_the_log_is_rewritten_loses_no_record(tmp_path, monkeypatch) -> None:
+    log = RunLog(tmp_path)
+    log.write("train", 1, {"loss": 0.5})
+    log.close()
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunLog(tmp_path, from_step=1)
+    assert [record["step"] for record in read_log(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("damage", [b'{"step": 2, "ki', b"7", b'{"loss": 1}', b"\xff\xfe"])
+def test_a_damaged_line_of_the_log_is_named(tmp_path, damage: bytes) -> None:
+    whole = b'{"step": 1, "kind": "train"}\n'
+    (tmp_path / "log.jsonl").write_bytes(whole + damage + b"\n" + whole)
+    with pytest.raises(CheckpointError, match=r"log.jsonl, line 2, is damaged"):
+        read_log(tmp_path)
+    (tmp_path / "log.jsonl").write_bytes(whole + damage)
+    assert len(read_log(tmp_path)) == 1
 
 
 def test_log_writes_no_invalid_json(tmp_path) -> None:

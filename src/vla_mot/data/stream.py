@@ -72,9 +72,15 @@ class BatchStream:
         try:
             return self.collate(self.dataset.__getitems__(samples), self.positions(step))
         except Exception as error:
-            frames = self.dataset.frames[samples].tolist()
-            error.add_note(f"while preparing the batch of step {step} (frames {frames[:8]}… of the dataset)")
+            error.add_note(f"while preparing the batch of step {step}: {self.describe(step)}")
             raise
+
+    def describe(self, step: int) -> str:
+        """Where the samples of a step come from, in words: frames and episodes of the dataset."""
+        frames = self.dataset.frames[self.samples(step)].sort().values
+        starts = self.dataset.source.bounds[:, 0].contiguous()
+        episodes = (torch.searchsorted(starts, frames, right=True) - 1).unique()
+        return f"frames {_listed(frames)} of the dataset, from its episodes {_listed(episodes)}"
 
     def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
         """Iterate over the batches of steps `start`, `start + 1`, …, up to `stop` (endless by default).
@@ -105,6 +111,11 @@ def ordered_batches(
     for start in range(0, count, batch_size):
         places = torch.arange(start, min(start + batch_size, count))
         yield collate(dataset.__getitems__(rows[places]), places)
+
+
+def _listed(numbers: Tensor, most: int = 16) -> str:
+    more = f", … ({len(numbers)} in all)" if len(numbers) > most else ""
+    return ", ".join(map(str, numbers[:most].tolist())) + more
 
 
 class _End:

@@ -91,10 +91,16 @@ def find_checkpoint(path: Path) -> Path:
     """Return the newest checkpoint of a run, or `path` itself when it is one. Raises CheckpointError."""
     if (path / STATE_FOLDER).is_dir():
         return path
-    found = _numbered(path / "checkpoints")
-    if not found:
+    found = newest_checkpoint(path)
+    if found is None:
         raise CheckpointError(f"{path} holds no checkpoint to resume from: no {path / 'checkpoints'}/<step>.")
-    return found[-1]
+    return found
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Return the newest checkpoint of a run, or None when it has none."""
+    found = _numbered(run / "checkpoints")
+    return found[-1] if found else None
 
 
 def load_checkpoint(
@@ -118,7 +124,8 @@ def load_checkpoint(
 def _numbered(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if re.fullmatch(r"\d{6,}", path.name))
+    found = (path for path in root.iterdir() if re.fullmatch(r"\d{6,}", path.name))
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _point_last(root: Path, name: str) -> None:

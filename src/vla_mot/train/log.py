@@ -5,9 +5,12 @@ checkpoint's step, so that the log of a killed and resumed run reads like that o
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from vla_mot.errors import CheckpointError
 
 
 class Scalars(Protocol):
@@ -24,10 +27,10 @@ class RunLog:
         run.mkdir(parents=True, exist_ok=True)
         self._path = run / "log.jsonl"
         kept = [record for record in read_log(run) if record["step"] <= from_step] if from_step else []
-        self._file = self._path.open("w")
-        for record in kept:
-            self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        beside = run / ".log.jsonl.unfinished"  # renamed when it is whole: a kill loses no record
+        beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(beside, self._path)
+        self._file = self._path.open("a")
         self._scalars = _tensorboard(run / "tensorboard", from_step)
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
@@ -45,19 +48,33 @@ class RunLog:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Read `<run>/log.jsonl`; a last line cut short by a crash is dropped, nothing else is."""
+    """Read `<run>/log.jsonl`; a last line cut short by a crash is dropped.
+
+    Raises CheckpointError naming any other line that is damaged.
+    """
     path = run / "log.jsonl"
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}, is damaged: {error}") from error
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise CheckpointError(
+                f"{path}, line {number}, is damaged: expected a record with step and kind, got {line[:60]!r}. "
+                "Remove that line; the weights do not depend on it."
+            )
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"step", "kind"} <= record.keys() else None
 
 
 def _jsonable(value: float) -> float | str:

@@ -7,26 +7,32 @@ weights, its optimizer and its step: a killed and resumed run equals an uninterr
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from vla_mot.batch import Batch
-from vla_mot.errors import NonFiniteLossError
+from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.model import VlaMotModel
 from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
-from vla_mot.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from vla_mot.train.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import RunLog
 from vla_mot.train.optimizer import AveragedWeights, Optimizers, learning_rate
 
+_USELESS = 1e4
+"""An action loss this many times that of predicting nothing tells a blow-up from a hard batch."""
+
 
 class Stream(Protocol):
-    """Training batches by step (`vla_mot.data.stream.BatchStream`)."""
+    """Training batches by step (`vla_mot.data.stream.BatchStream`), and where a step's samples come from, in words."""
 
     def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]: ...
+    def describe(self, step: int) -> str: ...
 
 
 Report = Callable[[int, dict[str, float]], None]
@@ -56,6 +62,7 @@ class Trainer:
         self.optimizers = Optimizers(self.model, config)
         self.average = AveragedWeights(self.model, config.ema_decay)
         self.progress = Progress(0, 0.0)
+        self._learned: Batch | None = None  # the newest batch: what is saved must still make sense of it
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from a checkpoint of this run."""
@@ -64,8 +71,8 @@ class Trainer:
     def run(self, report: Report = lambda step, numbers: None) -> Path:
         """Train to the last step; returns the last checkpoint.
 
-        Raises NonFiniteLossError, naming the batch, when a loss or gradient is not finite; the weights on disk
-        are those of the last checkpoint.
+        Raises NonFiniteLossError, naming the batch, when a loss or gradient is not finite, or when the weights that
+        are to be saved blew up; the weights on disk are those of the last checkpoint that was proved good.
         """
         log = RunLog(self.run_folder, from_step=self.progress.step)
         started = time.perf_counter() - self.progress.seconds
@@ -108,20 +115,22 @@ class Trainer:
             "grad_norm": float(norm),
             "lr": rate,
         }
-        self._require_finite(step, batch, numbers)
-        self.optimizers.step(rate)
-        self.average.update(self.model)
-        return numbers
-
-    def _require_finite(self, step: int, batch: Batch, numbers: dict[str, float]) -> None:
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad:
-            index = batch.index.tolist()
-            raise NonFiniteLossError(
-                f"step {step}: {', '.join(bad)} is not finite. The batch holds global samples "
-                f"{index[0]} … {index[-1]}. The last good checkpoint is in {self.run_folder / 'checkpoints'}; "
-                "lower train.lr, or look at these samples."
-            )
+            raise self._blown_up(step, f"{', '.join(bad)} is not finite")
+        self.optimizers.step(rate)
+        self.average.update(self.model)
+        self._learned = batch
+        return numbers
+
+    def _blown_up(self, step: int, what: str) -> NonFiniteLossError:
+        """The error that names the batch of `step`, and how to go on."""
+        kept = newest_checkpoint(self.run_folder)
+        return NonFiniteLossError(
+            f"step {step}: {what}. The batch holds {self.stream.describe(step)}. The last good checkpoint is {kept}. "
+            f"Look at these frames, or go on from it in a new run: init_from={kept} output=…, with a train.lr below "
+            f"{self.config.lr:g}."
+        )
 
     def _after_step(self, log: RunLog, numbers: dict[str, float]) -> Path | None:
         """Log, validate and save when their time has come; returns the checkpoint if one was written."""
@@ -137,22 +146,37 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Both losses of the averaged weights on the validation batches, with noise that never changes."""
-        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.average.copy_to(self.model)
-        self.model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
-        for batch in self.validation:
-            here = batch.to(self.config.device)
-            noise, level = draw_noise(here, 1, self.config.seed, FIXED_STEP, self.model.config.noise_level)
-            losses = self.model.losses(here, noise, level)
-            parts = (losses.action_sum, losses.action_count, losses.foresight_sum, losses.foresight_count)
-            sums += torch.stack([part.double().sum().cpu() for part in parts])
-        self.model.load_state_dict(own, strict=True)
+        with self._averaged():
+            for batch in self.validation:
+                sums += self._fixed_losses(batch.to(self.config.device))
         action, foresight = sums[0] / sums[1].clamp(min=1), sums[2] / sums[3].clamp(min=1)
         return {"action_loss": float(action), "foresight_loss": float(foresight)}
 
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model holds the averaged weights meanwhile."""
+        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.average.copy_to(self.model)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own, strict=True)
+
+    def _fixed_losses(self, batch: Batch) -> Tensor:
+        """(action sum, action count, foresight sum, foresight count), float64 on the CPU, as in inference."""
+        self.model.eval()
+        noise, level = draw_noise(batch, 1, self.config.seed, FIXED_STEP, self.model.config.noise_level)
+        losses = self.model.losses(batch, noise, level)
+        parts = (losses.action_sum, losses.action_count, losses.foresight_sum, losses.foresight_count)
+        return torch.stack([part.double().sum().cpu() for part in parts])
+
     def save(self) -> Path:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the present step.
+
+        Raises NonFiniteLossError, and leaves the checkpoints as they are, when the weights blew up.
+        """
+        self._require_good()
         return save_checkpoint(
             self.run_folder,
             self.progress,
@@ -163,3 +187,36 @@ class Trainer:
             self.config.keep_checkpoints,
             self.described,
         )
+
+    @torch.no_grad()
+    def _require_good(self) -> None:
+        """Finite losses before an optimizer step say nothing of the weights after it: prove these.
+
+        Both sets of weights must be finite and still make sense of the newest batch: two passes without gradient.
+        """
+        step = self.progress.step - 1
+        for kind, state in (("weights", self.model.state_dict()), ("averaged weights", self.average.state)):
+            bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
+            if bad and self._learned is None:
+                raise CheckpointError(
+                    f"training would begin with weights that are not finite ({bad[0]}, …); init_from=… must name a "
+                    "policy that can act: try an earlier checkpoint."
+                )
+            if bad:
+                raise self._blown_up(step, f"{len(bad)} of the {kind} ({bad[0]}, …) are not finite after it")
+        if self._learned is None:
+            return
+        self._require_sense(step, "weights", self._learned)
+        with self._averaged():
+            self._require_sense(step, "averaged weights", self._learned)
+
+    def _require_sense(self, step: int, kind: str, batch: Batch) -> None:
+        action_sum, action_count, foresight_sum, foresight_count = self._fixed_losses(batch).tolist()
+        action, foresight = action_sum / max(1.0, action_count), foresight_sum / max(1.0, foresight_count)
+        nothing = 1.0 + float(batch.actions.square().mean())  # of the target noise − action, about
+        if not (math.isfinite(foresight) and action < _USELESS * nothing):
+            raise self._blown_up(
+                step,
+                f"the {kind} after it are useless: on the same batch the action loss is {action:.3g}, the foresight "
+                f"loss {foresight:.3g}",
+            )

@@ -82,7 +82,10 @@ class Optimizers:
         for part in self._parts:
             for group in part.param_groups:
                 for parameter in group["params"] if found else ():
-                    part.state[parameter] = found[self._names[parameter]]
+                    state = found[self._names[parameter]]
+                    part.state[parameter] = {
+                        name: value.to(parameter.device) for name, value in state.items()
+                    }
 
 
 def _hidden_matrices(model: nn.Module) -> set[Tensor]:
