@@ -54,7 +54,7 @@ def write(folder: Path, page: Path, lede: str = "") -> Path:
         title=f"vla_mot: {folder.resolve().name}",
         records=records,
         lede=lede,
-        evaluation=found and found.evaluation,
+        evaluation=found.evaluation if found else None,
         videos=found.films if found else {},
         config={name: _text(part) for name, part in config.items()},
     )

@@ -135,7 +135,7 @@ def _names(spec: Mapping[str, Any]) -> tuple[str, ...]:
 
     LeRobot's datasets write them as a list, as `{group: [name, …]}`, or as `{name: index}`.
     """
-    names = spec.get("names")
+    names: Any = spec.get("names")
     if isinstance(names, Mapping):
         if names and all(isinstance(place, int) for place in names.values()):
             return tuple(sorted(names, key=lambda name: names[name]))
