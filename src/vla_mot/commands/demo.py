@@ -96,50 +96,60 @@ def _read(config: dict[str, Any]) -> Demo:
 
 
 def _chain(demo: Demo, stages: Stages) -> list[Stage]:
-    plain, results = demo.plain, demo.evaluation
-    data = {key: value for key, value in plain["data"].items() if key not in _PLACES}
-    training = {name: plain[name] for name in _TRAINING_GROUPS} | {"data": data}
-    chain = [
-        Stage(
-            "record",
-            "record demonstrations",
-            [plain["record"], plain["env"], plain["embodiment"]],
-            [demo.recording.output],
-            lambda: record.run_and_say(demo.recording),
-        ),
-        Stage(
-            "train",
-            "train the policy",
-            training,
-            [demo.run, demo.root / "policy", demo.root / "frames"],
-            lambda: _train(demo),
-            continues=True,
-        ),
-    ]
-    for arm in arms.DEMO_ARMS:
-        place = results / "arms" / arm.name
-        films = results / "videos" / arm.name
-        chain.append(
-            Stage(
-                f"evaluate-{arm.name}",
-                f"drive the robot: {arm.label}",
-                [plain["env"], plain["evaluate"]],
-                [place, films] if demo.episodes.videos else [place],
-                lambda arm=arm, place=place, films=films: _evaluate(demo, arm, place, films),  # type: ignore[misc]
-            )
-        )
-    chain.append(
+    return [
+        _recording(demo),
+        _training(demo),
+        *(_driving(demo, arm) for arm in arms.DEMO_ARMS),
         Stage(
             "foresight",
             "score the foresight",
             demo.foresight_samples,
-            [results / "seen"],
+            [demo.evaluation / "seen"],
             lambda: _foresee(demo),
-        )
+        ),
+        Stage(
+            "report",
+            "draw the report",
+            None,
+            [demo.evaluation / "results.json", demo.root / "report.html"],
+            lambda: _report(demo, stages),
+        ),
+    ]
+
+
+def _recording(demo: Demo) -> Stage:
+    plain = demo.plain
+    return Stage(
+        "record",
+        "record demonstrations",
+        [plain["record"], plain["env"], plain["embodiment"]],
+        [demo.recording.output],
+        lambda: record.run_and_say(demo.recording),
     )
-    pages = [results / "results.json", demo.root / "report.html"]
-    chain.append(Stage("report", "draw the report", None, pages, lambda: _report(demo, stages)))
-    return chain
+
+
+def _training(demo: Demo) -> Stage:
+    data = {key: value for key, value in demo.plain["data"].items() if key not in _PLACES}
+    return Stage(
+        "train",
+        "train the policy",
+        {name: demo.plain[name] for name in _TRAINING_GROUPS} | {"data": data},
+        [demo.run, demo.root / "policy", demo.root / "frames"],
+        lambda: _train(demo),
+        continues=True,
+    )
+
+
+def _driving(demo: Demo, arm: arms.ArmSpec) -> Stage:
+    place = demo.evaluation / "arms" / arm.name
+    films = demo.evaluation / "videos" / arm.name
+    return Stage(
+        f"evaluate-{arm.name}",
+        f"drive the robot: {arm.label}",
+        [demo.plain["env"], demo.plain["evaluate"]],
+        [place, films] if demo.episodes.videos else [place],
+        lambda: _evaluate(demo, arm, place, films),
+    )
 
 
 def _train(demo: Demo) -> None:

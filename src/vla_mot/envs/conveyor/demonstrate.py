@@ -92,20 +92,27 @@ def demonstrate(
     robot: ConveyorEnv = env.unwrapped
     disturbance = _Disturbance(noise or DemonstrationNoise(), seed)
     observation, _ = env.reset(seed=seed, options=options)
-    steps_left = -1  # unknown until the episode has ended
-    while steps_left != 0:
-        state = robot.privileged_state()
-        action = plan_chunk(state, robot.target_index, state.belt_velocity, steps=1)[0]
-        disturbed = disturbance.apply(action, np.array(state.gripper))
-        executed = np.clip(disturbed, robot.action_space.low, robot.action_space.high).astype(np.float32)
-        # A wrapper may refuse steps after the end; the robot itself does not.
-        following, _, terminated, truncated, info = (env if steps_left < 0 else robot).step(executed)
+    ended = False
+    while not ended:
+        action, executed = _next_action(robot, disturbance)
+        following, _, terminated, truncated, info = env.step(executed)
+        yield DemonstrationStep(observation, action, executed, info, robot.task)
+        observation, ended = following, terminated or truncated
+    for _ in range(dwell_steps if info["is_success"] else 0):
+        action, executed = _next_action(robot, disturbance)
+        # The robot itself: a wrapper may refuse steps after the end.
+        following, *_, info = robot.step(executed)
         yield DemonstrationStep(observation, action, executed, info, robot.task)
         observation = following
-        if steps_left < 0 and (terminated or truncated):
-            steps_left = dwell_steps if info["is_success"] else 0
-        elif steps_left > 0:
-            steps_left -= 1
+
+
+def _next_action(robot: ConveyorEnv, disturbance: "_Disturbance") -> tuple[np.ndarray, np.ndarray]:
+    """The clean label and the disturbed action to execute, (3,) float32 each."""
+    state = robot.privileged_state()
+    action = plan_chunk(state, robot.target_index, state.belt_velocity, steps=1)[0]
+    disturbed = disturbance.apply(action, np.array(state.gripper))
+    executed = np.clip(disturbed, robot.action_space.low, robot.action_space.high).astype(np.float32)
+    return action, executed
 
 
 class _Disturbance:
