@@ -199,6 +199,7 @@ def write_tensors(
         path,
         metadata=dict(metadata) if metadata else None,
     )
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner alone
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
