@@ -115,6 +115,25 @@ def test_init_from_starts_a_new_run_from_weights(vla_mot, training, trained, tmp
         assert torch.allclose(mine[name], theirs[name], atol=1e-8), name
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again_with_the_same_weights(
+    vla_mot, training, trained, tmp_path
+):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert vla_mot(*training, f"output={whole}", f"init_from={trained}", "train.steps=1").code == 0
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints"))
+    said = vla_mot("posttrain", f"resume={run}")
+    assert (said.code, "training starts from the beginning" in said.out) == (0, True)
+    assert_same_weights(run, whole)
+
+
+def test_a_resumed_run_no_longer_needs_what_it_began_with(vla_mot, training, trained, tmp_path):
+    run, start = tmp_path / "run", tmp_path / "start"
+    shutil.copytree(trained / "checkpoints" / "last" / "pretrained_model", start)
+    assert vla_mot(*training, f"output={run}", f"init_from={start}", "train.steps=1").code == 0
+    shutil.rmtree(start)
+    assert vla_mot("posttrain", f"resume={run}", "train.steps=2").code == 0
+
+
 def test_one_run_per_value(vla_mot, training, tmp_path):
     said = vla_mot(*training, f"output={tmp_path / 'sweep'}", "train.steps=1", "train.seed=0,1", "--multirun")
     assert said.code == 0

@@ -16,8 +16,8 @@ from vla_mot.commands import folders, training
 from vla_mot.commands.console import console, progress, show_library_log
 from vla_mot.commands.resume import resumed_config
 from vla_mot.commands.settings import TrainingConfig, fit, training_config
-from vla_mot.errors import CheckpointError, ConfigError
-from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.errors import ConfigError
+from vla_mot.train.checkpoint import newest_checkpoint
 from vla_mot.train.loop import Trainer
 from vla_mot.version import __version__
 
@@ -59,13 +59,12 @@ def _new_run(config: dict[str, Any]) -> Run:
         else ""
     )
     folders.require_unused(folder, used)
-    init_from = fit(Path | None, "init_from", config["init_from"])
-    return Run(
-        folder=folder,
-        config=training_config(config),
-        plain=config,
-        init_from=folders.find_policy(init_from) if init_from else None,
-    )
+    return Run(folder=folder, config=training_config(config), plain=config, init_from=_init_from(config))
+
+
+def _init_from(config: Mapping[str, Any]) -> Path | None:
+    init_from = fit(Path | None, "init_from", config.get("init_from"))
+    return folders.find_policy(init_from) if init_from else None
 
 
 def _resumed_run(config: dict[str, Any], overrides: list[str]) -> Run:
@@ -73,7 +72,9 @@ def _resumed_run(config: dict[str, Any], overrides: list[str]) -> Run:
     merged, changes = resumed_config(folder, config, overrides)
     for key, (before, now) in changes.items():
         console.print(f"resumed with another {key}: {before} → {now}")
-    return Run(folder=folder, config=training_config(merged), plain=merged, resume=True)
+    # A run that was killed before its first checkpoint begins again, with the weights that it began with.
+    init_from = None if newest_checkpoint(folder) else _init_from(merged)
+    return Run(folder, training_config(merged), merged, resume=True, init_from=init_from)
 
 
 def train(run: Run) -> Path:
@@ -86,22 +87,21 @@ def train(run: Run) -> Path:
     data = training.open_data(run.config)
     if run.resume:
         training.require_same_data(run.folder, folders.read_facts(run.folder / FACTS), data)
-    training.prepare_weights(model, data, run.init_from)
+    checkpoint = newest_checkpoint(run.folder) if run.resume else None
+    if checkpoint is None:
+        training.prepare_weights(model, data, run.config.start, run.init_from)
     trainer = training.make_trainer(run.config, data, model, run.folder, run.plain)
-    if run.resume:
-        _restore(trainer, run.folder)
+    if checkpoint is not None:
+        _restore(trainer, checkpoint)
+    elif run.resume:
+        console.print(f"{run.folder} has no checkpoint yet: training starts from the beginning")
     training.describe(run.config, data, model)
     folders.write_config(run.folder, dict(run.plain))
     folders.write_facts(run.folder / FACTS, _facts(data))
     return _run(trainer, run)
 
 
-def _restore(trainer: Trainer, folder: Path) -> None:
-    try:
-        checkpoint = find_checkpoint(folder)
-    except CheckpointError:
-        console.print(f"{folder} has no checkpoint yet: training starts from the beginning")
-        return
+def _restore(trainer: Trainer, checkpoint: Path) -> None:
     trainer.resume(checkpoint)
     console.print(f"resumed at step {trainer.progress.step} from {checkpoint}")
     if trainer.progress.step > trainer.config.steps:
