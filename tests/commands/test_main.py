@@ -92,8 +92,15 @@ def test_help_loads_nothing_heavy():
         (("posttrain", "data.root=x"), "output must be given"),
         (("posttrain", "output=x"), "data.root must be given"),
         (
-            ("posttrain", "+surprise=1", "data.root=x", "output=x", "train.lr=fast"),
+            ("posttrain", "data.root=x", "output=x", "train.lr=fast"),
             "train.lr: expected a number",
+        ),
+        (("posttrain", "+trian.steps=5"), "unknown key 'trian.steps'. Did you mean 'train.steps'?"),
+        (("posttrain", "+trian.steps=5,6", "--multirun"), "Did you mean 'train.steps'?"),
+        (("posttrain", "++surprise=1"), "unknown key 'surprise'."),
+        (
+            ("posttrain", "data.root=x", "output=x", "+train.stpes=5"),
+            "unknown key 'train.stpes'. Did you mean",
         ),
         (("report",), "run must be given"),
         (("info",), "checkpoint must be given"),
@@ -121,6 +128,17 @@ def test_a_users_own_presets(vla_mot, tmp_path):
     assert shown.code == 0
     assert "steps: 77" in shown.out
     assert "Did you mean 'mine'" in vla_mot("posttrain", "train=mime", "--config-dir", tmp_path).err
+
+
+@pytest.mark.parametrize("words", [["experiment=mine"], ["experiment=mine,conveyor", "--multirun"]])
+def test_a_users_preset_with_a_key_that_the_command_does_not_have(vla_mot, tmp_path, words):
+    (tmp_path / "experiment").mkdir()
+    mine = "# @package _global_\ndefaults: [conveyor]\ntrian: {steps: 3}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(mine)
+    said = vla_mot("posttrain", *words, "--config-dir", tmp_path, "data.root=x", f"output={tmp_path / 'out'}")
+    assert said.code == 2
+    assert "unknown key 'trian'. Did you mean 'train'?" in said.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_exit_code_reaches_the_shell():

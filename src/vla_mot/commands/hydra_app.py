@@ -60,6 +60,7 @@ def check_overrides(
 ) -> None:
     """Raise ConfigError for the first override that names nothing: an unknown preset, group or key.
 
+    An added key (`+train.…`) must at least lie in a group that the command has, and so must those of a preset.
     name: the command's file in conf/. overlay: the folder of `--config-dir`.
     """
     parsed = _parsed(overrides)
@@ -69,11 +70,24 @@ def check_overrides(
         if _is_group(override, groups):
             _check_preset(override, folders)
     presets = [o.input_line for o in parsed if _is_group(o, groups) and not o.is_sweep_override()]
+    plain = _composed(name, [], None)
     config = _composed(name, presets, overlay)
-    keyed = [o for o in parsed if not _is_group(o, groups) and o.type is OverrideType.CHANGE]
-    for override in keyed:
-        if override.key_or_group.split(".")[0].split("/")[0] != _FREE:
+    _check_top_level(config, plain)
+    for override in parsed:
+        if override.is_sweep_override() and _is_group(override, groups):
+            for choice in override.sweep_string_iterator():
+                swept = _composed(name, [*presets, f"{override.key_or_group}={choice}"], overlay)
+                _check_top_level(swept, plain)
+    for override in parsed:
+        top = override.key_or_group.split(".")[0].split("/")[0]
+        if _is_group(override, groups) or top == _FREE:
+            continue
+        if override.type is OverrideType.CHANGE:
             _check_key(override.key_or_group, config)
+        elif not override.is_delete() and top not in list(
+            plain
+        ):  # `in plain` overlooks keys that must be given
+            raise ConfigError(_unknown_key(override.key_or_group, "", list(map(str, plain)), plain))
     if not multirun:
         sweeps = [o.input_line for o in parsed if o.is_sweep_override()]
         if sweeps:
@@ -126,6 +140,13 @@ def _check_key(key: str, config: DictConfig) -> None:
         node = node._get_node(part)
         if isinstance(node, DictConfig) and (node._is_none() or node._is_missing()):
             return
+
+
+def _check_top_level(config: DictConfig, plain: DictConfig) -> None:
+    """Raise ConfigError for a top-level key that the command, `plain` without any override, does not have."""
+    for key in config:
+        if key not in list(plain):
+            raise ConfigError(_unknown_key(str(key), "", list(map(str, plain)), plain))
 
 
 def _unknown_key(key: str, parent: str, known: list[str], config: DictConfig) -> str:
