@@ -1,5 +1,7 @@
 """The demo at miniature scale, end to end, as a newcomer runs it: a command in a shell."""
 
+import csv
+import hashlib
 import json
 import os
 import signal
@@ -54,6 +56,36 @@ def test_interrupted_then_finished_then_nothing_to_do(tmp_path, vla_mot):
     assert second.code == 0
     assert second.out.count("done before") == 9
     assert made(output) == before
+
+
+def found_by(output: Path) -> dict:
+    """Everything that a demo found, without how long it took and on what."""
+    folder = output / "evaluation"
+    results = json.loads((folder / "results.json").read_text())
+    del results["provenance"]
+    for arm in results["arms"]:
+        del arm["seconds"]
+    episodes = [row | {"seconds": None} for row in csv.DictReader((folder / "episodes.csv").open())]
+    weights = (output / "policy" / "model.safetensors").read_bytes()
+    return {
+        "results": results,
+        "episodes": episodes,
+        "foresight": json.loads((folder / "foresight.json").read_text()),
+        "weights": hashlib.sha256(weights).hexdigest(),
+    }
+
+
+@pytest.mark.slow
+def test_a_seed_decides_everything(tmp_path):
+    found = {}
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        words = ["demo", f"output={tmp_path / name}", "scale=miniature", f"train.seed={seed}"]
+        command = [sys.executable, "-m", "vla_mot.commands.main", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        found[name] = found_by(tmp_path / name)
+    assert found["first"] == found["again"]
+    assert found["first"]["weights"] != found["other"]["weights"]
 
 
 def check_lerobot_drives_it(policy: Path, output: Path) -> None:
