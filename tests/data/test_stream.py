@@ -6,7 +6,7 @@ import torch
 
 from tests.data.conftest import VIEW
 from vla_mot.batch import Batch
-from vla_mot.data.stream import BatchStream, ordered_batches
+from vla_mot.data.stream import BatchStream
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import ConfigError
 
@@ -37,7 +37,6 @@ def test_every_epoch_has_every_sample_once_in_a_fresh_order(build):
     order = torch.cat([stream.samples(step) for step in range(15)]).reshape(4, 60)  # 15 · 16 = 4 · 60
     assert all(sorted(epoch.tolist()) == list(range(60)) for epoch in order)
     assert len({tuple(epoch.tolist()) for epoch in order}) == 4
-    assert stream.steps_per_epoch == 60 / 16
 
 
 def test_a_batch_may_be_larger_than_the_dataset(build):
@@ -106,18 +105,6 @@ def test_the_samples_of_a_step_are_described_by_frame_and_episode(build):
     told = f"frames {', '.join(map(str, frames))} of the dataset, from its episodes {', '.join(map(str, episodes))}"
     assert stream.describe(0) == told
     assert "… (40 in all)" in build(40).describe(0)
-
-
-@pytest.mark.parametrize(("samples", "sizes"), [(None, [25, 25, 10]), (7, [7]), (1000, [25, 25, 10])])
-def test_a_validation_pass_is_in_order_and_once(build, samples, sizes):
-    stream = build()
-    batches = list(ordered_batches(stream.dataset, stream.collate, 25, samples))
-    assert [batch.batch_size for batch in batches] == sizes
-    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(sum(sizes)))
-    futures = torch.cat([batch.future for batch in batches])
-    rows = torch.arange(sum(sizes)) * 60 // sum(sizes)
-    whole = stream.collate(stream.dataset.__getitems__(rows), rows)
-    assert torch.equal(futures, whole.future)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(build):

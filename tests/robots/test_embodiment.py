@@ -22,8 +22,6 @@ SPEC = {
 def test_features_are_concatenated_in_order():
     embodiment = Embodiment.from_dict(SPEC)
     assert (embodiment.state_dim, embodiment.action_dim) == (3, 3)
-    assert embodiment.action_names == ("a", "b", "g")
-    assert embodiment.action_units == ("rad", "rad", "m")
     assert embodiment.delta_mask == (True, True, False)
     assert embodiment.present_cameras == ((0, "head"), (2, "hand"))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vla_mot.robots.images import resize_with_pad, to_unit
+from vla_mot.robots.images import resize_with_pad, to_bytes, to_unit
 
 
 @pytest.mark.parametrize("case", ["pad0", "pad1", "pad2"])
@@ -43,3 +43,10 @@ def test_leading_axes_are_kept():
 def test_bytes_become_fractions_and_floats_stay():
     assert to_unit(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [0.0, 1.0]
     assert to_unit(torch.tensor([0.25])).tolist() == [0.25]
+    assert to_unit(torch.tensor([0.25], dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_every_level_survives_the_way_there_and_back():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_bytes(to_unit(levels)), levels)
+    assert to_bytes(torch.tensor([-0.1, 1.1])).tolist() == [0, 255], "a little outside is no overflow"

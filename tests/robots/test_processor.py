@@ -25,7 +25,7 @@ def tokenize(instructions):
 
 @pytest.fixture(params=["delta", "abs"])
 def processor(request):
-    features = [summarize(3 + 2 * torch.randn(50, 2)) for _ in range(2)]
+    features = [summarize([3 + 2 * torch.randn(50, 2)]) for _ in range(2)]
     statistics = Statistics("toy", request.param, 5, *features)
     return Processor(Robot(TOY, statistics), tokenize, image_size=(16, 24), state_width=4, action_width=3)
 

@@ -17,9 +17,9 @@ from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.evaluate.foresight import mean_future_latents, score_foresight
 from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.infer.policy import Policy
+from vla_mot.robots.embodiment import CAMERA_PREFIX
 
 _BATCH = 32
-_CAMERA_PREFIX = "observation.images."
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def view_names(policy: Policy) -> list[str]:
     cameras = policy.robot.embodiment.cameras
     last = max(slot for slot, _ in policy.robot.embodiment.present_cameras)
     return [
-        (key or f"slot {slot}").removeprefix(_CAMERA_PREFIX) for slot, key in enumerate(cameras[: last + 1])
+        (key or f"slot {slot}").removeprefix(CAMERA_PREFIX) for slot, key in enumerate(cameras[: last + 1])
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.robots.embodiment import CAMERA_PREFIX
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -117,7 +118,7 @@ def _conveyor_demonstrations(
 
 
 def _conveyor_frame(step: Any) -> Frame:
-    cameras = {f"observation.images.{name}": picture for name, picture in step.observation["pixels"].items()}
+    cameras = {f"{CAMERA_PREFIX}{name}": picture for name, picture in step.observation["pixels"].items()}
     return {
         **cameras,
         "observation.state": step.observation["agent_pos"],

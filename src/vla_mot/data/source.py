@@ -20,6 +20,7 @@ from vla_mot.data.content import tree_digest
 from vla_mot.data.quiet import quiet_media, video_backend
 from vla_mot.errors import DatasetError
 from vla_mot.robots.embodiment import Embodiment, Field
+from vla_mot.robots.images import to_bytes
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -132,7 +133,7 @@ class Source:
         meta = self._dataset.meta
         if camera not in meta.video_keys:
             rows = self._dataset.hf_dataset.select_columns([camera])[run.start : run.stop][camera]
-            return (torch.stack(rows) * 255).round().to(torch.uint8)
+            return to_bytes(torch.stack(rows))
         offset = meta.episodes[episode][f"videos/{camera}/from_timestamp"]
         times = [offset + time for time in self.timestamp[run.start : run.stop].tolist()]
         return decode_video_frames(

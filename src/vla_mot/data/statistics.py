@@ -3,7 +3,7 @@
 Legend: `N` frames, `L` chunk steps, `D` dims of one feature.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from vla_mot.data.source import Source
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.robots.actions import ABSOLUTE, DELTA, to_delta
-from vla_mot.robots.normalization import FeatureStatistics, Statistics
+from vla_mot.robots.normalization import Statistics, summarize
 
 
 def compute_statistics(
@@ -39,8 +39,8 @@ def compute_statistics(
         embodiment=source.embodiment.name,
         action_mode=action_mode,
         chunk_size=chunk_size,
-        state=_accumulate([source.state[frames].double()]),
-        action=_accumulate(_action_steps(source, frames, last, chunk_size, action_mode)),
+        state=summarize([source.state[frames]]),
+        action=summarize(_action_steps(source, frames, last, chunk_size, action_mode)),
     )
 
 
@@ -53,28 +53,3 @@ def _action_steps(source: Source, frames: Tensor, last: Tensor, length: int, mod
             state = source.state[start].double()
             actions = to_delta(actions[:, None], state, source.embodiment.delta_mask)[:, 0]
         yield actions
-
-
-def _accumulate(parts: Iterable[Tensor]) -> FeatureStatistics:
-    """Merge float64 parts `(n, D)` by Chan's pairwise update, which keeps small deviations of large means."""
-    count = 0
-    mean, squares = torch.zeros(2, 1, dtype=torch.float64)
-    low, high = torch.tensor([[torch.inf], [-torch.inf]], dtype=torch.float64)
-    for part in parts:
-        n = part.shape[0]
-        if n == 0:
-            continue
-        centre = part.mean(0)
-        shift = centre - mean
-        squares = squares + ((part - centre) ** 2).sum(0) + shift**2 * (count * n / (count + n))
-        mean = mean + shift * (n / (count + n))
-        low, high = torch.minimum(low, part.amin(0)), torch.maximum(high, part.amax(0))
-        count += n
-    assert count > 0, "an episode has at least one frame"
-    return FeatureStatistics(
-        mean=mean.float(),
-        std=(squares / count).sqrt().float(),
-        min=low.float(),
-        max=high.float(),
-        count=count,
-    )

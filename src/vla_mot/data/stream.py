@@ -49,11 +49,6 @@ class BatchStream:
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self._order = lru_cache(maxsize=2)(self._permutation)
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which every sample is seen once."""
-        return len(self.dataset) / self.global_batch
-
     def positions(self, step: int) -> Tensor:
         """Positions in the stream of this rank's samples at a step, `(B,)` int64: their global sample indices."""
         start = step * self.global_batch + self.rank * self.local_batch
@@ -93,24 +88,6 @@ class BatchStream:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
-
-
-def ordered_batches(
-    dataset: WindowDataset,
-    collate: Callable[[Windows, Tensor], Batch],
-    batch_size: int,
-    samples: int | None = None,
-) -> Iterator[Batch]:
-    """Go once through a dataset in order, for validation: the same samples with the same noise every time.
-
-    samples: take only so many windows, evenly spaced (all by default). A sample's index is its place in this
-    pass, and the last batch may be smaller.
-    """
-    count = len(dataset) if samples is None else min(samples, len(dataset))
-    rows = torch.arange(count) * len(dataset) // count
-    for start in range(0, count, batch_size):
-        places = torch.arange(start, min(start + batch_size, count))
-        yield collate(dataset.__getitems__(rows[places]), places)
 
 
 def _listed(numbers: Tensor, most: int = 16) -> str:

@@ -18,13 +18,14 @@ from torch import Tensor
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
+from vla_mot.robots.embodiment import CAMERA_PREFIX
+from vla_mot.robots.images import to_bytes
 
 RawObservation = Mapping[str, Any]
 Act = Callable[[RawObservation], np.ndarray]
 """Observation of one robot → its action `(D,)` in physical units."""
 
 _INSTRUCTIONS = {"own": "task", "other": "other_instruction"}
-_IMAGE_PREFIX = "observation.images."
 
 
 class Controller(Protocol):
@@ -80,9 +81,9 @@ class PolicyController:
             return {}
         with torch.no_grad():
             pictures = self.policy.model.decode_latents(latents[row : row + 1])[0]
-        arrays = (pictures.movedim(1, -1) * 255).round().to(torch.uint8).cpu().numpy()
+        arrays = to_bytes(pictures.movedim(1, -1)).cpu().numpy()
         cameras = self.policy.robot.embodiment.present_cameras
-        return {key.removeprefix(_IMAGE_PREFIX): arrays[slot] for slot, key in cameras if slot < len(arrays)}
+        return {key.removeprefix(CAMERA_PREFIX): arrays[slot] for slot, key in cameras if slot < len(arrays)}
 
 
 class FunctionController:
@@ -121,7 +122,7 @@ def camera_images(observations: Sequence[RawObservation]) -> dict[str, Tensor]:
     if "pixels" not in observations[0]:
         raise ConfigError(f"the environment gives no pictures, only {', '.join(observations[0])}.")
     return {
-        _IMAGE_PREFIX + camera: torch.from_numpy(
+        CAMERA_PREFIX + camera: torch.from_numpy(
             np.stack([seen["pixels"][camera] for seen in observations])
         ).movedim(-1, 1)
         for camera in observations[0]["pixels"]

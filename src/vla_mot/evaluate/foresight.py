@@ -34,6 +34,7 @@ from vla_mot.evaluate.foresight_report import (
 )
 from vla_mot.evaluate.intervals import Interval, percentile_interval, resampled
 from vla_mot.model.model import VlaMotModel
+from vla_mot.robots.images import to_bytes, to_unit
 
 
 @torch.no_grad()
@@ -130,7 +131,7 @@ def _picture_errors(model: VlaMotModel, batch: Batch, latents: dict[str, Tensor]
 
 def _true_pictures(model: VlaMotModel, frames: Tensor) -> Tensor:
     """Frames `(B, V, 3, H, W)` in [0, 1] at the size that the tokenizer decodes to."""
-    unit = frames.float() / 255 if frames.dtype == torch.uint8 else frames
+    unit = to_unit(frames)
     size = model.tokenizer.image_size
     if unit.shape[-2:] == size:
         return unit
@@ -233,10 +234,7 @@ class _Album:
             "foreseen": model.decode_latents(latents["foresight"][one]),
             "no_history": model.decode_latents(latents["no_history"][one]),
         }
-        arrays = {
-            name: (value[0].movedim(1, -1) * 255).round().to(torch.uint8).cpu().numpy()
-            for name, value in pictures.items()
-        }
+        arrays = {name: to_bytes(value[0].movedim(1, -1)).cpu().numpy() for name, value in pictures.items()}
         return [
             ForesightExample(name, episode, **{key: value[view] for key, value in arrays.items()})
             for view, name in enumerate(self.view_names)

@@ -19,6 +19,8 @@ from typing import Any
 from vla_mot.errors import ConfigError
 from vla_mot.options import section
 
+CAMERA_PREFIX = "observation.images."
+"""Before a camera's short name in the image features of LeRobot."""
 
 @dataclass(frozen=True)
 class Field:
@@ -87,16 +89,6 @@ class Embodiment:
     def action_dim(self) -> int:
         """Number of real action dimensions."""
         return sum(len(field.names) for field in self.action)
-
-    @property
-    def action_names(self) -> tuple[str, ...]:
-        """Name of every action dimension, in order."""
-        return tuple(name for field in self.action for name in field.names)
-
-    @property
-    def action_units(self) -> tuple[str, ...]:
-        """Unit of every action dimension, in order."""
-        return tuple(unit for field in self.action for unit in field.units)
 
     @property
     def delta_mask(self) -> tuple[bool, ...]:

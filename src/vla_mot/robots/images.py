@@ -31,5 +31,10 @@ def resize_with_pad(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 [0, 255] → float32 [0, 1]; floats pass unchanged."""
-    return images.float() / 255.0 if images.dtype == torch.uint8 else images
+    """uint8 [0, 255] → float32 [0, 1]; floats in [0, 1] stay as they are, in float32."""
+    return images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Floats in [0, 1] → uint8 [0, 255], rounded; the inverse of `to_unit`."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)

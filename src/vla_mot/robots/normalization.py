@@ -3,10 +3,10 @@
 `normalized = (x - mean) / (std + 1e-6)`, the released checkpoints' convention. The statistics of a delta action
 are those of real chunk windows *after* the state at the chunk's start was subtracted.
 
-Legend: `D` real dims of one feature, `P` padded dims, `...` any leading axes.
+Legend: `n` rows, `D` real dims of one feature, `P` padded dims, `...` any leading axes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,17 +106,32 @@ class Statistics:
         )
 
 
-def summarize(rows: Tensor) -> FeatureStatistics:
-    """Statistics of `(N, D)` rows, accumulated in float64. Raises ConfigError for an empty tensor."""
-    if rows.shape[0] == 0:
+def summarize(parts: Iterable[Tensor]) -> FeatureStatistics:
+    """Statistics of rows that come in parts of `(n, D)`, in float64. Raises ConfigError when there is no row.
+
+    Merged by Chan's pairwise update, which keeps small deviations of large means.
+    """
+    count = 0
+    mean, squares = torch.zeros(2, 1, dtype=torch.float64)
+    low, high = torch.tensor([[torch.inf], [-torch.inf]], dtype=torch.float64)
+    for rows in parts:
+        part, n = rows.double(), rows.shape[0]
+        if n == 0:
+            continue
+        centre = part.mean(0)
+        shift = centre - mean
+        squares = squares + ((part - centre) ** 2).sum(0) + shift**2 * (count * n / (count + n))
+        mean = mean + shift * (n / (count + n))
+        low, high = torch.minimum(low, part.amin(0)), torch.maximum(high, part.amax(0))
+        count += n
+    if count == 0:
         raise ConfigError("no rows to compute statistics from.")
-    wide = rows.double()
     return FeatureStatistics(
-        mean=wide.mean(0).float(),
-        std=wide.std(0, unbiased=False).float(),
-        min=rows.amin(0).float(),
-        max=rows.amax(0).float(),
-        count=rows.shape[0],
+        mean=mean.float(),
+        std=(squares / count).sqrt().float(),
+        min=low.float(),
+        max=high.float(),
+        count=count,
     )
 
 
