@@ -9,10 +9,10 @@ from rich.text import Text
 from vla_mot.commands.console import console
 from vla_mot.commands.opening import Opening
 from vla_mot.commands.settings import section
+from vla_mot.hub.card import lasting
 from vla_mot.hub.checkpoint import Checkpoint
+from vla_mot.hub.describe import architecture, dimensions, foresight
 from vla_mot.hub.remote import origin
-from vla_mot.model.config import ModelConfig
-from vla_mot.robots.embodiment import Field
 from vla_mot.robots.robot import Robot
 
 
@@ -40,7 +40,9 @@ def facts(checkpoint: Checkpoint) -> dict[str, str]:
     if source := origin(checkpoint.folder):
         listed["from"] = f"{source.repo_id} at {source.commit}"
     rate = spec.robots[0].embodiment.fps if len(spec.robots) == 1 else None
-    listed |= _model(spec.model, rate)
+    listed |= architecture(spec.model)
+    listed["chunk"] = lasting(spec.model.chunk_size, "steps", rate)
+    listed["foresight"] = foresight(spec.model, rate)
     listed["sampler"] = (
         f"{spec.sampler.num_steps} Euler steps, {spec.sampler.n_action_steps} actions of a chunk executed"
     )
@@ -60,39 +62,12 @@ def _layout(checkpoint: Checkpoint) -> str:
     return f"the authors' {checkpoint.layout}"
 
 
-def _model(model: ModelConfig, fps: float | None) -> dict[str, str]:
-    def lasting(count: int, what: str) -> str:
-        return f"{count} {what}" + (f" = {count / fps:g} s" if fps else "")
-
-    habits = {
-        "positions": model.positions,
-        "padded dimensions and steps": "masked" if model.mask_padding else "noise in them, as released",
-        "action loss over": f"{model.action_loss} places",
-    }
-    return {
-        "backbone": f"{model.backbone['type']}, hidden {model.backbone.get('hidden_size', 'default')}",
-        "experts": f"generation {model.generation.hidden_size}, action {model.action.hidden_size}",
-        "views": f"{model.num_views} slots of {model.view_size[1]}×{model.view_size[0]} pixels",
-        "chunk": lasting(model.chunk_size, "steps"),
-        "foresight": f"{lasting(model.offset_frames, 'frames')} back and ahead, tokenizer {model.foresight['type']}",
-        "conventions": ", ".join(f"{name}: {value}" for name, value in habits.items()),
-    }
-
-
 def _robot(robot: Robot) -> dict[str, str]:
     body = robot.embodiment
     return {
         "rate": f"{body.fps:g} Hz" if body.fps else "its dataset's",
         "cameras": ", ".join(f"{slot}: {key or 'absent'}" for slot, key in enumerate(body.cameras)),
-        "state": ", ".join(_dimensions(field) for field in body.state),
-        "action": ", ".join(_dimensions(field) for field in body.action),
+        "state": ", ".join(f"{field.key}: {dimensions(field)}" for field in body.state),
+        "action": ", ".join(f"{field.key}: {dimensions(field)}" for field in body.action),
         "statistics": f"from {robot.statistics.state.count:,} frames",
     }
-
-
-def _dimensions(field: Field) -> str:
-    parts = (
-        f"{name} [{unit}{', delta' if delta else ''}]"
-        for name, unit, delta in zip(field.names, field.units, field.delta, strict=True)
-    )
-    return f"{field.key}: {' '.join(parts)}"

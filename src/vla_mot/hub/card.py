@@ -25,12 +25,12 @@ Figure = str | int | float
 class RobotFacts:
     """One embodiment that a policy was made for.
 
-    fps: control steps per second. cameras: the image features, in slot order. state, action: dimensions, with units
-    where known. action_mode: delta or abs, see `vla_mot.robots`.
+    fps: control steps per second; None: those of its dataset. cameras: the image features, in slot order.
+    state, action: dimensions, with units where known. action_mode: delta or abs, see `vla_mot.robots`.
     """
 
     name: str
-    fps: float
+    fps: float | None
     cameras: tuple[str, ...]
     state: str
     action: str
@@ -111,6 +111,11 @@ class CardFacts:
             raise ConfigError("robots: expected at least one embodiment, got none.")
 
 
+def lasting(count: int, what: str, fps: float | None) -> str:
+    """A duration in frames or steps and, where the rate is known, in seconds: `6 frames = 0.6 s`."""
+    return f"{count} {what}" + (f" = {count / fps:g} s" if fps else "")
+
+
 def model_card(facts: CardFacts) -> str:
     """Return the text of a README.md: a YAML block, then Markdown."""
     metadata = ModelCardData(
@@ -130,7 +135,7 @@ def model_card(facts: CardFacts) -> str:
 def _head(facts: CardFacts) -> str:
     return (
         f"# {facts.title}\n\n"
-        "A vision-language-action policy, made with vla_mot: an understanding, a visual-foresight and an action "
+        "A vision-language-action policy for vla_mot: an understanding, a visual-foresight and an action "
         "expert that share one attention stack (a Mixture of Transformers)."
     )
 
@@ -154,7 +159,7 @@ def _robots(facts: CardFacts) -> str:
     rows = [
         (
             robot.name,
-            f"{robot.fps:g} Hz",
+            f"{robot.fps:g} Hz" if robot.fps else "its dataset's",
             ", ".join(f"`{camera}`" for camera in robot.cameras),
             robot.state,
             robot.action,
@@ -162,8 +167,10 @@ def _robots(facts: CardFacts) -> str:
         )
         for robot in facts.robots
     ]
+    rates = {robot.fps for robot in facts.robots}
+    rate = rates.pop() if len(rates) == 1 else None
     acts = {
-        "chunk": f"{facts.chunk_size} actions predicted, {facts.n_action_steps} executed",
+        "chunk": f"{lasting(facts.chunk_size, 'actions', rate)} predicted, {facts.n_action_steps} executed",
         "sampler": f"{facts.num_steps} denoising steps",
         "foresight": facts.foresight,
     }

@@ -28,7 +28,7 @@ def write_manifest(folder: Path) -> None:
         folder / MANIFEST_FILE,
         {
             "format": FORMAT,
-            "versions": {"vla_mot": __version__} | _versions(),
+            "versions": versions(),
             "files": {
                 name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in found.items()
             },
@@ -69,6 +69,15 @@ def compare(folder: Path) -> list[str]:
     return problems
 
 
+def identity(folder: Path) -> str | None:
+    """One hash for all that a checkpoint consists of, None for a folder without a manifest.
+
+    It tells checkpoints apart wherever they lie. It trusts the manifest: `compare` looks at the files.
+    """
+    file = folder / MANIFEST_FILE
+    return sha256(file) if file.is_file() else None
+
+
 def _names(folder: Path) -> list[str]:
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(
@@ -78,8 +87,9 @@ def _names(folder: Path) -> list[str]:
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Package → version of what writes checkpoints here."""
+    found = {"vla_mot": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -1,14 +1,16 @@
 """`push`: a finished checkpoint folder becomes one commit of a Hub repository."""
 
 import logging
+import re
 import zipfile
+from collections.abc import Collection
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from vla_mot.errors import CheckpointError
@@ -24,6 +26,9 @@ from vla_mot.hub.remote import (
 )
 
 STATISTICS, CARD = "stats.json", "README.md"
+MESSAGE = "Upload a vla_mot policy"
+_BRANCH = re.compile(r"(?!.*(\.\.|//|\.lock$|[/.]$))[A-Za-z0-9_][\w./+-]*", re.ASCII)
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 log = logging.getLogger(__name__)
 
@@ -32,49 +37,81 @@ def push(
     folder: str | Path,
     repo_id: str,
     *,
+    card: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
-    message: str = "Upload a vla_mot policy",
+    message: str = MESSAGE,
     token: str | None = None,
 ) -> str:
     """Upload a complete checkpoint folder as a model repository; returns the commit's URL.
 
-    repo_id: `org/name`; made when it does not exist. private: whether it is; None keeps what it is, or the account's
-    default. revision: a branch, made when it does not exist. message: the commit's first line. token: needs write
-    access; None is the one that is logged in. Hidden files are left out; weights and JSON files that an earlier
-    upload left at the top of the repository are deleted, so that the repository holds this checkpoint alone.
+    repo_id: `org/name`; made when it does not exist. card: what becomes its README.md; by default the folder's.
+    private: whether it is; None keeps what it is, or the account's default. revision: a branch, made when it does not
+    exist. message: the commit's first line. token: needs write access; None is the one that is logged in. Hidden files
+    are left out; weights and JSON files that an earlier upload left at the top of the repository are deleted, so that
+    the repository holds this checkpoint alone.
 
-    Raises CheckpointError, before anything is sent, when a file is missing or truncated or the folder holds a
-    pickle; and when the Hub does not take it.
+    Raises CheckpointError, before anything is sent, when a file is missing or truncated, the folder holds a pickle or
+    a name does not fit; and when the Hub does not take it.
     """
     path = Path(folder).expanduser()
-    _require_complete(path)
-    repo_id = repository_id(repo_id)
-    if token is None and get_token() is None:
-        raise CheckpointError(
-            f"{path} cannot be uploaded to {repo_id} without a token: {LOG_IN} to a token with write access "
-            f"({constants.ENDPOINT}/settings/tokens)."
-        )
+    _require_complete(path, card)
+    repo_id = require_target(repo_id, revision=revision, message=message, token=token)
+    files: dict[str, Path | bytes] = {file.relative_to(path).as_posix(): file for file in _uploaded(path)}
+    if card is not None:
+        files[CARD] = card.encode()
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         _require_visibility(api, repo_id, private)
         if revision not in (None, constants.DEFAULT_REVISION):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=path,
-            revision=revision,
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationDelete(name) for name in _left_over(api, repo_id, revision, files)),
+                *(CommitOperationAdd(name, content) for name, content in sorted(files.items())),
+            ],
             commit_message=message,
-            ignore_patterns=[".*", "*/.*"],
-            delete_patterns=_left_over(api, repo_id, revision, path),
+            revision=revision,
         )
     except FAILURES as error:
         raise _refused(error, repo_id, path) from error
     return str(commit.commit_url)
 
 
-def _require_complete(folder: Path) -> None:
+def require_target(
+    repo_id: str, *, revision: str | None = None, message: str = MESSAGE, token: str | None = None
+) -> str:
+    """Return the repository's id. Raises CheckpointError when nothing could be uploaded there; sends nothing."""
+    repo_id = repository_id(repo_id)
+    if not message.strip():
+        raise CheckpointError("message: expected the commit's first line, got an empty one.")
+    if revision is not None and (_COMMIT.fullmatch(revision) or not _BRANCH.fullmatch(revision)):
+        raise CheckpointError(
+            f"revision {revision!r} is no branch to upload to: expected a name such as main or trial-2."
+        )
+    if token is None and get_token() is None:
+        raise CheckpointError(
+            f"nothing can be uploaded to {repo_id} without a token: {LOG_IN} to a token with write access "
+            f"({constants.ENDPOINT}/settings/tokens)."
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(
+            f"nothing can be uploaded to {repo_id}: the network is forbidden by HF_HUB_OFFLINE=1; unset it to upload."
+        )
+    return repo_id
+
+
+def _uploaded(folder: Path) -> list[Path]:
+    """Every file but the hidden ones."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        file for file in files if not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    )
+
+
+def _require_complete(folder: Path, card: str | None) -> None:
     """Raise CheckpointError for a folder that misses a file, holds a truncated one, or holds a pickle."""
     if not folder.is_dir():
         raise CheckpointError(
@@ -86,9 +123,7 @@ def _require_complete(folder: Path) -> None:
             f"{folder} is no complete checkpoint: {', '.join(missing)} is missing. Upload what `save_pretrained` "
             "wrote, or the pretrained_model folder of a run's checkpoint."
         )
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if any(part.startswith(".") for part in file.relative_to(folder).parts):
-            continue  # hidden: not uploaded
+    for file in _uploaded(folder):
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, framework="np"):
@@ -100,8 +135,10 @@ def _require_complete(folder: Path) -> None:
                 f"{file} is a pickle, which may run code on the machine of whoever reads it; nothing was uploaded. "
                 "Remove it from the folder, or save what it holds as safetensors or JSON."
             )
-    if not (folder / CARD).is_file():
+    if card is None and not (folder / CARD).is_file():
         log.warning("%s has no %s: the repository will have no model card", folder, CARD)
+    if card is not None and (folder / CARD).is_file():
+        log.warning("%s is not uploaded: a new model card takes its place", folder / CARD)
 
 
 def _is_pickle(file: Path) -> bool:
@@ -125,14 +162,14 @@ def _require_visibility(api: HfApi, repo_id: str, private: bool | None) -> None:
         )
 
 
-def _left_over(api: HfApi, repo_id: str, revision: str | None, folder: Path) -> list[str] | None:
-    """Weights and JSON files at the top of the repository that the folder has not: an earlier checkpoint's."""
+def _left_over(api: HfApi, repo_id: str, revision: str | None, files: Collection[str]) -> list[str]:
+    """Weights and JSON files at the top of the repository that are not uploaded now: an earlier checkpoint's."""
     there = api.list_repo_files(repo_id, revision=revision)
-    stale = [n for n in there if "/" not in n and n != CARD and not (folder / n).exists()]
+    stale = [name for name in there if "/" not in name and name != CARD and name not in files]
     stale = [name for name in stale if any(fnmatch(name, pattern) for pattern in FILES)]
     if stale:
         log.warning("deleting from %s what this checkpoint has not: %s", repo_id, ", ".join(stale))
-    return stale or None
+    return stale
 
 
 def _refused(error: Exception, repo_id: str, folder: Path) -> CheckpointError:
@@ -143,8 +180,6 @@ def _refused(error: Exception, repo_id: str, folder: Path) -> CheckpointError:
         error = error.__cause__  # huggingface_hub wraps what went wrong with one file
     organization, hub = repo_id.split("/")[0], constants.ENDPOINT
     match error:
-        case OfflineModeIsEnabled():
-            text = "the network is forbidden by HF_HUB_OFFLINE=1; unset it to upload"
         case RepositoryNotFoundError():
             text = (
                 f"your token may not see it: check the name, or use one that may write for {organization!r}"

@@ -11,6 +11,7 @@ camera's own pixels.
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,9 +20,13 @@ from torch import Tensor
 from vla_mot.batch import ActionChunk, Observation
 from vla_mot.errors import ConfigError
 from vla_mot.flow.noise import keyed_normal
+from vla_mot.hub.card import model_card
 from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.hub.manifest import versions
 from vla_mot.hub.native import save_policy
+from vla_mot.hub.publish import card_facts
 from vla_mot.hub.spec import PolicySpec
+from vla_mot.hub.upload import MESSAGE, push, require_target
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor
 from vla_mot.robots.robot import Robot
@@ -75,6 +80,42 @@ class Policy:
         from vla_mot.infer.golden import record_golden
 
         save_policy(Path(path), self.spec, self.model.state_dict(), golden=record_golden(self))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str = MESSAGE,
+        token: str | None = None,
+        **card: Any,
+    ) -> str:
+        """Upload a whole checkpoint in our layout and a model card; returns the commit's URL.
+
+        repo_id: `org/name`. license: of the weights, as the Hub spells it (`apache-2.0`, `cc-by-nc-sa-4.0`, …).
+        private, revision, message, token: see `hub.upload.push`. card: further parts of the model card, see
+        `hub.card.CardFacts`: notes, datasets, training, success, license_name, ….
+        The checkpoint is first written into the folder for temporary files (TMPDIR).
+        Raises ConfigError or CheckpointError, before anything is written or sent, for a value that does not fit.
+        """
+        numbers = sum(tensor.numel() for tensor in self.model.state_dict().values())
+        told = {"license": license, "numbers": numbers, "versions": versions()} | card
+        facts = card_facts(
+            self.spec, require_target(repo_id, revision=revision, message=message, token=token), **told
+        )
+        with TemporaryDirectory(prefix="vla-mot-") as folder:
+            self.save_pretrained(folder)
+            return push(
+                folder,
+                repo_id,
+                card=model_card(facts),
+                private=private,
+                revision=revision,
+                message=message,
+                token=token,
+            )
 
     @property
     def robot(self) -> Robot:
