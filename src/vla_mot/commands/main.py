@@ -46,13 +46,15 @@ def _dispatch(arguments: list[str]) -> None:
         return show_overview(group=arguments[0])
     if any(word in _HELP for word in rest):
         return show_command(command)
-    if command.offline:
-        _go_offline()
+    _keep_quiet()
     from vla_mot.commands.hydra_app import run_command
+    from vla_mot.commands.repositories import named
 
     def task(config: dict, overrides: list[str]) -> None:
         # Inside Hydra, where an exception would be printed with Hydra's own frames.
         with _explained():
+            if command.offline and not named(command.hub, config, rest):
+                _go_offline()
             importlib.import_module(command.module).run(config, overrides)
 
     run_command(command, rest, task)
@@ -112,14 +114,23 @@ def _say(error: Exception) -> None:
     sys.stderr.write(f"error: {error}{notes}\n")
 
 
-def _go_offline() -> None:
-    """Nothing that these commands need lies on the network; keep the libraries from asking, and from windows."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+def _keep_quiet() -> None:
+    """No windows, no sound, no telemetry, no warnings about threads; and data sets are local folders."""
+    for name in ("HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _go_offline() -> None:
+    """Nothing that this command was asked for lies on the network; keep the libraries from looking there.
+
+    They read this when they are imported, so it is decided before the command's module is.
+    """
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.setdefault(name, "1")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class Command:
 
     name: the words after `vla-mot`. module: whose `run(config, overrides)` does it. config: its file in conf/.
     summary: one line. about: a paragraph. keys: (key, default, meaning) of what is changed most. examples: lines.
-    offline: it never needs the network.
+    hub: keys whose value may name a Hub repository. Unless one does, the command keeps off the network.
+    offline: False for a command that always needs it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Command:
     about: str
     keys: tuple[tuple[str, str, str], ...]
     examples: tuple[str, ...]
+    hub: tuple[str, ...] = ()
     offline: bool = True
 
 
@@ -116,7 +118,7 @@ COMMANDS = (
             ("data.root", "required", "the dataset's folder"),
             ("output", "required", "the run's folder; must be new"),
             ("resume", "null", "a run's folder: go on with its own configuration"),
-            ("init_from", "null", "a policy's folder: start from its weights"),
+            ("init_from", "null", "a policy, its run, or a Hub repository: start from its weights"),
             ("model, backbone", "tiny, …", "presets of conf/model/ and conf/backbone/"),
             ("embodiment", "conveyor", "the robot of the dataset (conf/embodiment/)"),
             ("train.steps", "60000", "optimizer steps; further train.* in conf/train/"),
@@ -132,6 +134,7 @@ COMMANDS = (
             "vla-mot posttrain resume=outputs/run train.steps=5000",
             "vla-mot posttrain experiment=conveyor data.root=… output=… init_from=outputs/run",
         ),
+        hub=("init_from", "backbone.weights"),
     ),
     Command(
         name="evaluate",
@@ -143,7 +146,11 @@ COMMANDS = (
             "seeds are paired. Writes results.json, episodes.csv and a few videos."
         ),
         keys=(
-            ("checkpoint", "required", "a policy, a checkpoint or a run (its last checkpoint)"),
+            (
+                "checkpoint",
+                "required",
+                "a policy, checkpoint or run (its last checkpoint), or a Hub repository",
+            ),
             ("output", "required", "folder of results and videos; must be new"),
             ("episodes", "100", "how many"),
             ("seed", "100000", "of the first episode"),
@@ -159,6 +166,7 @@ COMMANDS = (
             "vla-mot evaluate checkpoint=outputs/run output=outputs/no_history history=present",
             "vla-mot evaluate controller=expert output=outputs/expert env.motion=static",
         ),
+        hub=("checkpoint",),
     ),
     Command(
         name="report",
@@ -186,7 +194,7 @@ COMMANDS = (
             "vla-mot info checkpoint=outputs/demo/policy",
             "vla-mot info checkpoint=InternRobotics/InternVLA-A1-3B",
         ),
-        offline=False,
+        hub=("checkpoint",),
     ),
     Command(
         name="verify",
@@ -200,7 +208,7 @@ COMMANDS = (
         ),
         keys=(*_OPENING, ("device", "cpu", "where the golden observation is replayed")),
         examples=("vla-mot verify checkpoint=outputs/demo/policy",),
-        offline=False,
+        hub=("checkpoint",),
     ),
     Command(
         name="convert",
@@ -220,6 +228,30 @@ COMMANDS = (
         examples=(
             "vla-mot convert checkpoint=InternRobotics/InternVLA-A1-3B output=outputs/a1_3b",
             "vla-mot convert checkpoint=outputs/a1_3b output=outputs/as_released layout=released",
+        ),
+        hub=("checkpoint",),
+    ),
+    Command(
+        name="push",
+        module="vla_mot.commands.push",
+        config="push",
+        summary="a checkpoint to the Hugging Face Hub, with a model card filled from its run",
+        about=(
+            "Uploads the checkpoint's files as they are, and a README.md that says what they are: robots, cameras, "
+            "chunk, training, validation losses, and the success that evaluations under the run found for this very "
+            "checkpoint. Everything is checked before anything is sent. Log in first: `hf auth login`, or HF_TOKEN."
+        ),
+        keys=(
+            ("checkpoint", "required", "a policy, checkpoint or run (its last checkpoint)"),
+            ("repo", "required", "org/name; made when it does not exist"),
+            ("license", "required", "of the weights, as the Hub spells it: apache-2.0, cc-by-nc-sa-4.0, …"),
+            ("private", "null", "true or false; null: as the repository is, or the account's default"),
+            ("revision", "null", "a branch, made when it does not exist"),
+            ("message", "Upload a …", "of the commit"),
+        ),
+        examples=(
+            "vla-mot push checkpoint=outputs/run repo=org/name license=apache-2.0",
+            "vla-mot push checkpoint=outputs/run/checkpoints/000500 repo=org/name license=mit revision=trial",
         ),
         offline=False,
     ),

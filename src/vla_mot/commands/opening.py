@@ -1,18 +1,14 @@
 """How `info`, `verify` and `convert` name the checkpoint that they open."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vla_mot.commands import folders
+from vla_mot.commands.repositories import locate
 from vla_mot.errors import ConfigError
 from vla_mot.hub.checkpoint import Checkpoint, open_checkpoint
-
-
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # organisation/name, as the Hub calls a repository
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,8 @@ class Opening:
 
     def open(self) -> Checkpoint:
         """Read configuration and headers. Raises CheckpointError or ConfigError for what does not fit."""
-        path = Path(self.checkpoint)
-        remote = not path.exists() and _REPOSITORY.fullmatch(self.checkpoint)
         return open_checkpoint(
-            self.checkpoint if remote else folders.find_policy(path),
+            locate(self.checkpoint),
             revision=self.revision,
             action_mode=self.action_mode,
             architecture=_read_architecture(self.architecture),

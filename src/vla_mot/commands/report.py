@@ -12,7 +12,7 @@ from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.settings import section
 from vla_mot.errors import ConfigError, nearest
 from vla_mot.evaluate.report import ReportContent, write_report
-from vla_mot.evaluate.results import RESULTS_FILE, Arm, Evaluation
+from vla_mot.evaluate.results import RESULTS_FILE, Arm, Evaluation, find_evaluations
 from vla_mot.train.log import read_log
 
 _FILMS = 3  # they are inlined, so each makes the page heavier
@@ -77,7 +77,7 @@ def collect(folder: Path) -> Collected | None:
     arms: dict[str, Arm] = {}
     filmed: dict[str, list[Path]] = {}
     foresight, provenance = None, dict[str, str]()
-    for place in _evaluations(folder):
+    for place in find_evaluations(folder):
         evaluation = Evaluation.load(place)
         foresight = foresight or evaluation.foresight
         provenance |= evaluation.provenance
@@ -93,14 +93,6 @@ def collect(folder: Path) -> Collected | None:
     shown = next((arm for arm in ordered if filmed[arm.name]), ordered[0])
     captions = {f"{shown.label}, episode {film.stem}": film for film in filmed[shown.name][:_FILMS]}
     return Collected(Evaluation(tuple(ordered), foresight, provenance), captions)
-
-
-def _evaluations(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for path in sorted(folder.rglob(RESULTS_FILE), key=lambda path: (len(path.parts), path)):
-        if not any(path.parent.is_relative_to(above) for above in found):
-            found.append(path.parent)
-    return found
 
 
 def _films(place: Path, arm: Arm, arms: int) -> list[Path]:

@@ -116,6 +116,15 @@ class Evaluation:
             raise ConfigError(f"{folder} is damaged ({error!r}); run `vla-mot evaluate` again.") from error
 
 
+def find_evaluations(folder: Path) -> list[Path]:
+    """Every folder below `folder`, or itself, that holds results; not those inside another such folder."""
+    found: list[Path] = []
+    for path in sorted(folder.rglob(RESULTS_FILE), key=lambda path: (len(path.parts), path)):
+        if not any(path.parent.is_relative_to(above) for above in found):
+            found.append(path.parent)
+    return found
+
+
 def compare(first: Arm, second: Arm) -> PairedDifference:
     """The first arm's success minus the second's over the seeds that both ran. Raises ValueError if there are none."""
     theirs = {episode.seed: episode.success for episode in second.episodes}
