@@ -1,3 +1,3 @@
-"""What LeRobot discovers by its name: importing it registers the `vla_mot` policy and its processor steps."""
+"""What LeRobot discovers by its name: importing it registers the policy types `vla_mot`, `qwena1` and `interna1`."""
 
 import vla_mot.policy  # noqa: F401

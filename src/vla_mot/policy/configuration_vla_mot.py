@@ -5,21 +5,24 @@ lerobot-train --policy.path=<checkpoint> --dataset.repo_id=…      # go on from
 lerobot-train --policy.type=vla_mot      --dataset.repo_id=…      # from scratch: a tiny model
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
 from vla_mot.errors import ConfigError
+from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.config import ModelConfig
 from vla_mot.policy.defaults import default_model
 from vla_mot.robots.actions import ABSOLUTE, DELTA
+from vla_mot.robots.robot import Robot
 
 _LR_FROM_SCRATCH, _LR_FROM_CHECKPOINT = 1e-3, 5e-5
 
 
-def _no_normalization() -> dict[str, NormalizationMode]:
+def no_normalization() -> dict[str, NormalizationMode]:
+    """LeRobot's switched off: normalization is the policy's own."""
     return dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)
 
 
@@ -46,10 +49,10 @@ class VlaMotConfig(PreTrainedConfig):
     embodiment: str | None = None
     # Every `vla_mot.robots.embodiment.Embodiment` that the checkpoint knows.
     embodiments: list[dict[str, Any]] = field(default_factory=list)
-    # Of the stored weights: float32, bfloat16, or mixed.
+    # Of the weights: float32, bfloat16, or mixed (each as it is stored).
     dtype: str = "float32"
     # Normalization is the policy's own, by the statistics in its checkpoint: LeRobot's is switched off.
-    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_no_normalization)
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=no_normalization)
 
     # Seed of the first episode's sampling noise; every further episode of a process takes the next number.
     sampling_seed: int = 0
@@ -90,6 +93,18 @@ class VlaMotConfig(PreTrainedConfig):
                 "statistics are for that length. Change --policy.n_action_steps instead."
             )
         self.model_config()
+
+    @classmethod
+    def of(cls, spec: PolicySpec, robot: Robot, **options: Any) -> Self:
+        """The configuration of a policy that drives one of its robots. options: what replaces the spec's."""
+        told = replace(spec, robots=(robot,)).config_dict()
+        del told["type"]
+        for side in ("input_features", "output_features"):
+            told[side] = {
+                key: PolicyFeature(FeatureType(feature["type"]), tuple(feature["shape"]))
+                for key, feature in told[side].items()
+            }
+        return cls(**told | options)
 
     def model_config(self) -> ModelConfig:
         """The architecture. Raises ConfigError for an unknown option."""

@@ -21,13 +21,15 @@ from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.manifest import write_manifest
 from vla_mot.hub.native import save_policy
-from vla_mot.hub.spec import PolicySpec, SamplerConfig
+from vla_mot.hub.spec import PolicySpec, SamplerConfig, WeightsDtype
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
+from vla_mot.options import fit
+from vla_mot.policy.configuration_released import ReleasedConfig
 from vla_mot.policy.configuration_vla_mot import VlaMotConfig
 from vla_mot.policy.features import dataset_statistics, infer_embodiment
 from vla_mot.policy.inputs import instructions, pictures, state_now, training_batch
@@ -51,8 +53,8 @@ class VlaMotPolicy(PreTrainedPolicy):
     Raises ConfigError when there is neither a spec nor a dataset, or when they do not fit the configuration.
     """
 
-    config_class = VlaMotConfig
-    name = "vla_mot"
+    config_class: Any = VlaMotConfig
+    name: Any = "vla_mot"
 
     def __init__(
         self,
@@ -86,17 +88,21 @@ class VlaMotPolicy(PreTrainedPolicy):
         cls,
         pretrained_name_or_path: str | Path,
         *,
-        config: VlaMotConfig | None = None,
+        config: VlaMotConfig | ReleasedConfig | None = None,
         dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
         dataset_meta: Any = None,
         strict: bool = True,
+        architecture: Mapping[str, Any] | None = None,
         **download: Any,
     ) -> Self:
-        """Open a native checkpoint folder or Hub repository, all of it or nothing, in evaluation mode.
+        """Open a checkpoint folder or Hub repository, all of it or nothing, in evaluation mode.
 
-        config: overrides what may differ (sampler, optimizer, device); the checkpoint's own by default.
+        The layout is ours or that of the released policies; either way `config` of the result is a `VlaMotConfig`.
+
+        config: overrides what may differ (sampler, optimizer, device, dtype); the checkpoint's own by default.
         dataset_stats, dataset_meta: accepted, since LeRobot passes them. The checkpoint's statistics stay: its
             weights were trained with them.
+        architecture: see `vla_mot.hub.released.read_released`; a `ReleasedConfig` names a file instead.
         download: `revision`, `cache_dir`, `token`, … of `huggingface_hub.snapshot_download`.
 
         Raises CheckpointError when anything is missing, unexpected, damaged or of another shape, and ConfigError
@@ -104,15 +110,18 @@ class VlaMotPolicy(PreTrainedPolicy):
         """
         if not strict:
             raise ConfigError("vla_mot checkpoints are loaded completely or not at all; leave strict=True.")
+        options = {"architecture": architecture, "action_mode": config.action_mode if config else None}
         found = open_checkpoint(
             pretrained_name_or_path,
             revision=download.get("revision"),
             token=download.get("token"),
             local_files_only=bool(download.get("local_files_only")),
-            action_mode=config.action_mode if config else None,
+            **(config.open_options() if isinstance(config, ReleasedConfig) else options),
         )
         if config is None:
             config = PreTrainedConfig.from_pretrained(found.folder)
+        if isinstance(config, ReleasedConfig):
+            config = config.opened(found)
         assert isinstance(config, VlaMotConfig), type(config)
         robot = found.spec.robot(config.embodiment, config.action_mode)
         _require_same(config, found.spec, robot, found.folder)
@@ -120,8 +129,9 @@ class VlaMotPolicy(PreTrainedPolicy):
             log.info("statistics are those of the checkpoint %s, not the dataset's", found.folder)
         _compare_with_dataset(robot.embodiment, dataset_meta)
         sampler = SamplerConfig(config.num_steps, config.n_action_steps)
-        model = found.load(device=config.device or "cpu")
-        return cls(config, spec=replace(found.spec, sampler=sampler), model=model).to(config.device).eval()
+        spec = replace(found.spec, sampler=sampler, dtype=fit(WeightsDtype, "--policy.dtype", config.dtype))
+        model = found.load(device=config.device or "cpu", dtype=_cast(found.spec, spec))
+        return cls(config, spec=spec, model=model).to(config.device).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write a native checkpoint whose `config.json` also holds LeRobot's own settings.
@@ -265,6 +275,15 @@ def _embodiment(config: VlaMotConfig, dataset_meta: Any) -> Embodiment:
         known = [*described, *(e.name for e in known_embodiments())]
         raise ConfigError(unknown_name("--policy.embodiment", config.embodiment, known))
     return found if found.fps else replace(found, fps=float(dataset_meta.fps))
+
+
+def _cast(stored: PolicySpec, wanted: PolicySpec) -> torch.dtype | None:
+    """The dtype that weights are cast to. Raises ConfigError for `mixed`, unless they are stored like that."""
+    if wanted.dtype == stored.dtype:
+        return None
+    if wanted.dtype == "mixed":
+        raise ConfigError(f"--policy.dtype=mixed, but the checkpoint's weights are {stored.dtype}; say that.")
+    return getattr(torch, wanted.dtype)
 
 
 def _require_same(config: VlaMotConfig, spec: PolicySpec, robot: Robot, folder: Path) -> None:

@@ -7,6 +7,7 @@ and tokenizes the instruction itself. The same two pipelines lie as files in eve
 
 from typing import Any
 
+from lerobot.configs import PreTrainedConfig
 from lerobot.processor import (
     PolicyAction,
     PolicyProcessorPipeline,
@@ -17,11 +18,10 @@ from lerobot.processor import (
 )
 
 from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
-from vla_mot.policy.configuration_vla_mot import VlaMotConfig
 
 
 def make_vla_mot_pre_post_processors(
-    config: VlaMotConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
+    config: PreTrainedConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
     PolicyProcessorPipeline[PolicyAction, PolicyAction],
