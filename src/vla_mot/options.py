@@ -60,6 +60,13 @@ def fit(kind: Any, name: str, value: Any) -> Any:
     return _scalar(kind, name, value)
 
 
+def at_least(least: float, values: Mapping[str, float]) -> None:
+    """Raise ConfigError for the first of the named values that is smaller than `least`, or no number."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ConfigError(f"{name} must be at least {least:g}, got {value}.")
+
+
 def describe(kind: Any) -> str:
     """An annotated type in a user's words, e.g. `a whole number`."""
     origin, choices = get_origin(kind), get_args(kind)

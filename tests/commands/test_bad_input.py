@@ -173,9 +173,73 @@ def test_an_evaluation_that_makes_no_sense(vla_mot, tmp_path, arguments, message
     assert not (tmp_path / "out").exists()
 
 
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+POSTTRAIN = ("posttrain", "data.root=x")
+EXPERT = ("evaluate", "controller=expert")
+RECORD = ("data", "record")
+
+
+@pytest.mark.parametrize(
+    ("command", "change", "message"),
+    [
+        (POSTTRAIN, "train.lr=-1", "train.lr must be positive, got -1.0"),
+        (POSTTRAIN, "train.lr=nan", "train.lr must be finite, got nan"),
+        (POSTTRAIN, "train.lr_final=-1e-5", "train.lr_final must be at least 0, got -1e-05"),
+        (POSTTRAIN, "train.betas=[0.9,2]", "train.betas must lie in [0, 1), got [0.9, 2.0]"),
+        (POSTTRAIN, "train.val_samples=0", "train.val_samples must be at least 1, got 0"),
+        (POSTTRAIN, "train.seed=-1", "train.seed must be at least 0, got -1"),
+        (POSTTRAIN, "train.seed=9223372036854775808", "train.seed must be smaller than 2^63"),
+        (POSTTRAIN, "train.device=cdua", "train.device=cdua: torch finds no such device here. Did you mean 'cuda'?"),
+        (POSTTRAIN, "train.device=cuda:99", "train.device=cuda:99: torch finds no such device here."),
+        (POSTTRAIN, "sampler.num_steps=0", "sampler.num_steps must be at least 1, got 0"),
+        (POSTTRAIN, "+model.noise_level={scale: -1}", "noise levels must lie in (0, 1]: 0 < offset, 0 ≤ scale"),
+        (POSTTRAIN, "embodiment.cameras=[null]", "embodiment 'conveyor' has no camera"),
+        (EXPERT, "device=cdua", "device=cdua: torch finds no such device here. Did you mean 'cuda'?"),
+        pytest.param(EXPERT, "device=cuda", "device=cuda: torch finds no such device here.", marks=NO_CUDA),
+        (EXPERT, "seed=-1", "seed must be at least 0, got -1"),
+        (EXPERT, "videos=-1", "videos must be at least 0, got -1"),
+        (EXPERT, "foresight_samples=0", "foresight_samples must be at least 1, got 0"),
+        (EXPERT, "env.image_size=0", "image_size of the conveyor environment must be a whole number of at least 1"),
+        (RECORD, "env.image_size=64.5", "must be a whole number of at least 1, got 64.5"),
+        (RECORD, "env.max_steps=fast", "max_steps of the conveyor environment must be a whole number"),
+        (RECORD, "seed=-1", "seed must be at least 0, got -1"),
+        (RECORD, "noise.push_steps=[6,2]", "noise.push_steps must be [least, most] with 0 ≤ least ≤ most, got [6, 2]"),
+        (RECORD, "noise.correlation=2", "noise.correlation must lie in [0, 1], got 2.0"),
+        (RECORD, "embodiment.cameras=[null]", "embodiment 'conveyor' has no camera"),
+        (("demo",), "train.device=cdua", "train.device=cdua: torch finds no such device"),
+        (("demo",), "evaluate.videos=-1", "videos must be at least 0, got -1"),
+        (("demo",), "foresight_samples=0", "foresight_samples must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_its_range(vla_mot, tmp_path, command, change, message):
+    said = vla_mot(*command, f"output={tmp_path / 'out'}", change)
+    assert said.code == 2
+    assert message in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_without_a_sampling_step(vla_mot, trained, tmp_path):
+    said = vla_mot("evaluate", f"checkpoint={trained}", f"output={tmp_path / 'out'}", "num_steps=0")
+    assert (said.code, "sampler.num_steps must be at least 1, got 0" in said.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_verifying_on_a_device_that_is_not_there(vla_mot, trained):
+    said = vla_mot("verify", f"checkpoint={trained}", "device=cdua")
+    assert (said.code, "device=cdua: torch finds no such device" in said.err) == (2, True)
+
+
 def test_recording_an_embodiment_that_the_robot_does_not_have(vla_mot, tmp_path, other_robot):
     output = tmp_path / "data"
-    said = vla_mot("data", "record", f"output={output}", "embodiment=other", "--config-dir", other_robot)
+    said = vla_mot(
+        "data",
+        "record",
+        f"output={output}",
+        "embodiment=other",
+        "embodiment.fps=10",
+        "--config-dir",
+        other_robot,
+    )
     assert said.code == 2
     assert "embodiment 'other' expects observation.state with 2 dimensions" in said.err
     assert not output.exists()

@@ -1,9 +1,15 @@
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from vla_mot.commands.arms import DEMO_ARMS, ArmSpec, untrained
-from vla_mot.commands.folders import find_policy
+from vla_mot.commands.folders import find_policy, run_of
 from vla_mot.evaluate.results import Evaluation
 from vla_mot.infer.policy import Policy
 
@@ -88,3 +94,70 @@ def test_info(vla_mot, trained, place):
         "6 frames = 0.6 s",
     ):
         assert part in said.out
+
+
+def test_a_dataset_that_is_missing_is_noticed_before_any_episode_is_driven(vla_mot, trained, tmp_path):
+    output = tmp_path / "out"
+    common = ("evaluate", f"checkpoint={trained}", f"output={output}", "episodes=1", "env.max_steps=3")
+    said = vla_mot(*common, f"dataset={tmp_path / 'nowhere'}")
+    assert (said.code, "nowhere" in said.err) == (2, True)
+    assert "episodes from seed" not in said.out
+    assert list(tmp_path.iterdir()) == []
+    assert vla_mot(*common).code == 0, "the folder counted as used"
+
+
+def test_results_are_kept_when_the_foresight_cannot_be_scored(
+    vla_mot, trained, dataset, frames, tmp_path, monkeypatch
+):
+    def torn(opened):
+        raise RuntimeError("torn picture")
+
+    monkeypatch.setattr("vla_mot.commands.foresight.score", torn)
+    output = tmp_path / "out"
+    said = vla_mot(
+        "evaluate", f"checkpoint={trained}", f"output={output}", "episodes=2", "env.max_steps=3", "videos=0",
+        f"dataset={dataset}", f"cache={frames}",
+    )  # fmt: skip
+    assert said.code == 1
+    assert f"The results of the episodes are kept in {output}" in said.err
+    assert len(Evaluation.load(output).arms[0].episodes) == 2
+
+
+@pytest.mark.parametrize("config", [None, "data: {}\n", "data: 3\n", "{}\n"])
+def test_a_policy_outside_a_run_is_scored_on_every_episode(
+    vla_mot, trained, dataset, frames, tmp_path, config
+):
+    """Also where the folders above it look like a run's, or there is nothing above it."""
+    place = tmp_path / "policy" if config is None else tmp_path / "checkpoints" / "7" / "pretrained_model"
+    shutil.copytree(find_policy(trained), place)
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config)
+    said = vla_mot(
+        "evaluate", f"checkpoint={place}", f"output={tmp_path / 'out'}", "episodes=1", "env.max_steps=2", "videos=0",
+        f"dataset={dataset}", f"cache={frames}", "foresight_samples=8",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert "no episode is known to be held out" in said.out
+
+
+def test_a_policy_at_the_root_lies_in_no_run():
+    assert run_of(Path("/policy")) is None
+    assert run_of(Path("/pretrained_model")) is None
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("words", [("evaluate", "controller=expert", "videos=100"), ("data", "record")])
+def test_ctrl_c_leaves_nothing_and_the_same_command_starts_again(vla_mot, tmp_path, words):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "vla_mot.commands.main", *words, f"output={output}"]
+    process = subprocess.Popen([*command, "episodes=5000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not any(path.is_file() for path in tmp_path.rglob("*")):  # a film, or a part of the dataset
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"interrupted. Nothing was written to {output}; the same command starts again." in err
+    assert list(tmp_path.iterdir()) == []
+    assert vla_mot(*words, f"output={output}", "episodes=1").code == 0

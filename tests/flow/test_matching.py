@@ -78,7 +78,15 @@ def test_noise_levels_lie_in_their_range_with_the_moments_of_beta() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"alpha": 0.0}, {"offset": 0.0}, {"offset": 0.1, "scale": 1.0}, {"alpha": -1.0}]
+    "options",
+    [
+        {"alpha": 0.0},
+        {"alpha": -1.0},
+        {"offset": 0.0},
+        {"offset": 0.1, "scale": 1.0},
+        {"scale": -1.0},
+        {"scale": float("nan")},
+    ],
 )
 def test_noise_levels_outside_their_range_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match="noise levels must lie in"):

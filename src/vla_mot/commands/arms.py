@@ -17,6 +17,7 @@ from vla_mot.evaluate.results import Arm, EpisodeResult
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import HISTORY_FRAMES
 from vla_mot.model.model import VlaMotModel
+from vla_mot.options import at_least
 
 CONTROLLERS = ("policy", "untrained", "expert")
 INSTRUCTIONS = ("own", "other")
@@ -80,9 +81,8 @@ class Episodes:
     videos: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "parallel"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least(1, {"episodes": self.episodes, "parallel": self.parallel})
+        at_least(0, {"seed": self.seed, "videos": self.videos})
 
 
 def run_arm(

@@ -23,6 +23,7 @@ from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.picture import draw_picture
 from vla_mot.evaluate.results import Arm, Evaluation
 from vla_mot.infer.policy import Policy
+from vla_mot.options import at_least
 
 _TRAINING_GROUPS = ("model", "backbone", "foresight", "embodiment", "data", "train", "sampler")
 _LEDE = (
@@ -91,6 +92,7 @@ def _read(config: dict[str, Any]) -> Demo:
         episodes=section(arms.Episodes, "evaluate", config["evaluate"]),
         foresight_samples=fit(int, "foresight_samples", config["foresight_samples"]),
     )
+    at_least(1, {"foresight_samples": demo.foresight_samples})
     simulators.make_env(config["env"])
     return demo
 
@@ -175,12 +177,10 @@ def _evaluate(demo: Demo, arm: arms.ArmSpec, place: Path, films: Path) -> None:
 
 def _foresee(demo: Demo) -> None:
     data = demo.training.data
-    seen = foresight.score(
-        demo.policy(),
-        foresight.ForesightData(
-            data.root, demo.foresight_samples, data.cache, data.validation_fraction, data.split_seed
-        ),
+    frames = foresight.ForesightData(
+        data.root, demo.foresight_samples, data.cache, data.validation_fraction, data.split_seed
     )
+    seen = foresight.score(foresight.open_data(demo.policy(), frames))
     place = demo.evaluation / "seen"
     place.mkdir(parents=True, exist_ok=True)
     if seen is not None:

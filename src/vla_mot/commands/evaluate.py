@@ -7,11 +7,13 @@ from typing import Any
 
 from vla_mot.commands import arms, folders, foresight, tables
 from vla_mot.commands.console import console, show_library_log
+from vla_mot.commands.devices import require_device
 from vla_mot.commands.settings import fit, section
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.results import Evaluation
 from vla_mot.infer.policy import Policy
+from vla_mot.options import at_least
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class EvaluateConfig:
     foresight_samples: int = 512
     cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        require_device("device", self.device)
+        at_least(1, {"foresight_samples": self.foresight_samples})
+
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command."""
@@ -46,17 +52,33 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     if settings.dataset is not None and settings.checkpoint is None:
         raise ConfigError("foresight on dataset=… needs a checkpoint: write checkpoint=….")
     policy = _open(settings)
-    console.print(f"{arm.label}: {settings.episodes} episodes from seed {settings.seed}")
-    found = arms.run_arm(arm, policy, settings.env, episodes, settings.output / "videos")
-    seen = None
+    frames = None
     if policy is not None and settings.dataset is not None:
-        seen = foresight.score(policy, _foresight_data(settings))
-    evaluation = Evaluation((found,), seen, provenance(settings))
-    evaluation.save(settings.output)
+        frames = foresight.open_data(policy, _foresight_data(settings))
+    console.print(f"{arm.label}: {settings.episodes} episodes from seed {settings.seed}")
+    with folders.whole(settings.output) as folder:
+        found = arms.run_arm(arm, policy, settings.env, episodes, folder / "videos")
+        evaluation = Evaluation((found,), None, provenance(settings))
+        evaluation.save(folder)
     tables.show_success(evaluation)
-    if seen is not None:
-        tables.show_foresight(seen)
+    if frames is not None:
+        _score(frames, settings.output)
     console.print(f"results: {settings.output}")
+
+
+def _score(frames: foresight.Opened, output: Path) -> None:
+    """Add the scores of the foresight to results that are kept whatever happens here."""
+    kept = f"The results of the episodes are kept in {output}; its foresight is not scored."
+    try:
+        seen = foresight.score(frames)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept) from None
+    except Exception as error:
+        error.add_note(kept)
+        raise
+    if seen is not None:
+        seen.save(output)
+        tables.show_foresight(seen)
 
 
 def provenance(settings: EvaluateConfig) -> dict[str, str]:
@@ -79,17 +101,19 @@ def _open(settings: EvaluateConfig) -> Policy | None:
 def _foresight_data(settings: EvaluateConfig) -> foresight.ForesightData:
     """The dataset, split as the run that made the checkpoint did."""
     assert settings.dataset is not None and settings.checkpoint is not None
+    run = folders.run_of(folders.find_policy(settings.checkpoint))
     try:
-        split = folders.read_config(folders.run_of(folders.find_policy(settings.checkpoint)))["data"]
-    except (CheckpointError, KeyError):
+        split = folders.read_config(run)["data"] if run else {}
+        fraction, seed = split["validation_fraction"], split["split_seed"]
+    except (CheckpointError, KeyError, TypeError):
         console.print(
             "the checkpoint lies in no run, so no episode is known to be held out: foresight is scored on all"
         )
-        split = {"validation_fraction": 0.0, "split_seed": 0}
+        fraction, seed = 0.0, 0
     return foresight.ForesightData(
         root=settings.dataset,
         samples=settings.foresight_samples,
         cache=settings.cache,
-        validation_fraction=fit(float, "data.validation_fraction", split["validation_fraction"]),
-        split_seed=fit(int, "data.split_seed", split["split_seed"]),
+        validation_fraction=fit(float, "data.validation_fraction", fraction),
+        split_seed=fit(int, "data.split_seed", seed),
     )

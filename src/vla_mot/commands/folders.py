@@ -34,12 +34,22 @@ def whole(folder: Path) -> Iterator[Path]:
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     unfinished.mkdir(parents=True)
     try:
-        yield unfinished
+        with nothing_kept(folder):
+            yield unfinished
         if folder.is_dir():
             folder.rmdir()
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def nothing_kept(folder: Path) -> Iterator[None]:
+    """Say so when the block, which leaves nothing unfinished behind, is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Nothing was written to {folder}; the same command starts again.") from None
 
 
 def find_policy(path: Path) -> Path:
@@ -57,9 +67,11 @@ def find_policy(path: Path) -> Path:
     )
 
 
-def run_of(policy: Path) -> Path:
-    """The run's folder of a policy that lies in `<run>/checkpoints/<step>/pretrained_model`."""
-    return policy.resolve().parents[2]
+def run_of(policy: Path) -> Path | None:
+    """The run's folder of a policy that lies in `<run>/checkpoints/<step>/pretrained_model`, or None elsewhere."""
+    place = policy.resolve()
+    inside = place.name == "pretrained_model" and place.parent.parent.name == "checkpoints"
+    return place.parents[2] if inside else None
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -33,10 +33,21 @@ class ForesightData:
     split_seed: int = 0
 
 
-def score(policy: Policy, data: ForesightData) -> ForesightReport | None:
-    """Score foresight against its baselines; None, and a line that says so, when nothing moves in the dataset.
+@dataclass(frozen=True)
+class Opened:
+    """A policy and the windows that its foresight is scored on; `training` gives the mean of what it has seen."""
 
-    Raises DatasetError when the dataset does not fit the policy's embodiment.
+    policy: Policy
+    training: WindowDataset
+    scored: WindowDataset
+    collate: Collate
+    samples: int
+
+
+def open_data(policy: Policy, data: ForesightData) -> Opened:
+    """Do what can fail: open the dataset and decode its frames.
+
+    Raises DatasetError when the dataset is missing or does not fit the policy's embodiment.
     """
     source = Source.open(data.root, policy.robot.embodiment)
     model = policy.spec.model
@@ -45,12 +56,18 @@ def score(policy: Policy, data: ForesightData) -> ForesightReport | None:
     window = WindowConfig(model.chunk_size, model.offset_frames, model.view_size)
     training = WindowDataset(source, cache, window, seen)
     scored = WindowDataset(source, cache, window, held_out or seen)
-    collate = Collate(policy.processor, source.tasks)
+    return Opened(policy, training, scored, Collate(policy.processor, source.tasks), data.samples)
+
+
+def score(opened: Opened) -> ForesightReport | None:
+    """Score foresight against its baselines; None, and a line that says so, when nothing moves in the dataset."""
+    policy, collate, samples = opened.policy, opened.collate, opened.samples
     mean = mean_future_latents(
-        policy.model, (batch for batch, _ in _batches(training, collate, data.samples))
+        policy.model, (batch for batch, _ in _batches(opened.training, collate, samples))
     )
     try:
-        return score_foresight(policy.model, _shown(scored, collate, data.samples), mean, view_names(policy))
+        shown = _shown(opened.scored, collate, samples)
+        return score_foresight(policy.model, shown, mean, view_names(policy))
     except ValueError as error:
         console.print(f"foresight is not scored: {error}")
         return None

@@ -10,6 +10,7 @@ from vla_mot.commands import folders, simulators
 from vla_mot.commands.console import Advance, console, progress, show_library_log
 from vla_mot.commands.settings import section
 from vla_mot.errors import ConfigError, DatasetError
+from vla_mot.options import at_least
 from vla_mot.robots.embodiment import Embodiment
 
 _PATIENCE = 50  # demonstrations that may fail one after another
@@ -29,8 +30,8 @@ class RecordConfig:
     repo_id: str | None = None
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ConfigError(f"episodes must be at least 1, got {self.episodes}.")
+        at_least(1, {"episodes": self.episodes})
+        at_least(0, {"seed": self.seed})
         if not 0 <= self.static_fraction <= 1:
             raise ConfigError(f"static_fraction must lie in [0, 1], got {self.static_fraction}.")
 
@@ -47,7 +48,8 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command."""
     show_library_log()
     settings = section(RecordConfig, "", config)
-    run_and_say(settings)
+    with folders.nothing_kept(settings.output):
+        run_and_say(settings)
     console.print(f"dataset: {settings.output}")
 
 

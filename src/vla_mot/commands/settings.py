@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_mot import options
+from vla_mot.commands.devices import require_device
 from vla_mot.errors import ConfigError
 from vla_mot.hub.spec import SamplerConfig
 from vla_mot.model.config import ModelConfig
@@ -73,13 +74,18 @@ class TrainingConfig:
 
 
 def training_config(config: Mapping[str, Any]) -> TrainingConfig:
-    """Read the groups model, backbone, foresight, embodiment, data, train and sampler."""
+    """Read the groups model, backbone, foresight, embodiment, data, train and sampler.
+
+    Raises ConfigError for what does not fit, be it a device that this machine does not have.
+    """
     embodiment = section(Embodiment, "embodiment", config["embodiment"])
+    train = section(TrainConfig, "train", config["train"])
+    require_device("train.device", train.device)
     return TrainingConfig(
         model=model_config(config, embodiment),
         embodiment=embodiment,
         data=section(DataConfig, "data", config["data"]),
-        train=section(TrainConfig, "train", config["train"]),
+        train=train,
         sampler=section(SamplerConfig, "sampler", config["sampler"]),
         start=StartConfig(
             backbone=fit(str | None, "backbone.weights", config["backbone"].get("weights")),

@@ -103,7 +103,12 @@ def _conveyor_demonstrations(
     from vla_mot.commands.settings import section
     from vla_mot.envs.conveyor import COLORS, DEMONSTRATION_STEPS, DemonstrationNoise, demonstrate
 
-    disturbance = section(DemonstrationNoise, "noise", noise)
+    try:
+        disturbance = section(DemonstrationNoise, "noise", noise)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"noise.{error} See conf/noise/conveyor.yaml.") from error
     options = {**options, "max_steps": max(DEMONSTRATION_STEPS, options.get("max_steps", 0))}
     moving, still = _conveyor(options), _conveyor({**options, "motion": "static"})
     scene = 0

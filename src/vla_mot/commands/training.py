@@ -122,14 +122,7 @@ def make_collate(model: VlaMotModel, data: Data) -> Collate:
 def make_trainer(
     config: TrainingConfig, data: Data, model: VlaMotModel, run: Path, plain: Mapping[str, Any]
 ) -> Trainer:
-    """Batches and trainer of one run folder. plain: the configuration as it is written into checkpoints.
-
-    Raises ConfigError when the device is not there.
-    """
-    if config.train.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"train.device={config.train.device} is asked for, but torch finds no CUDA device here."
-        )
+    """Batches and trainer of one run folder. plain: the configuration as it is written into checkpoints."""
     collate = make_collate(model, data)
     stream = BatchStream(data.training, collate, config.train.batch_size, config.train.seed)
     validation = []

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vla_mot.commands.console import console
+from vla_mot.commands.devices import require_device
 from vla_mot.commands.opening import Opening
 from vla_mot.commands.settings import section
 from vla_mot.errors import CheckpointError
@@ -24,6 +25,9 @@ class VerifyConfig(Opening):
     """See conf/verify.yaml."""
 
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_device("device", self.device)
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:

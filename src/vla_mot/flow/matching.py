@@ -26,8 +26,12 @@ class NoiseLevelConfig:
     scale: float = 0.999
 
     def __post_init__(self) -> None:
-        if self.alpha <= 0 or self.offset <= 0 or self.offset + self.scale > 1 + 1e-9:
-            raise ConfigError(f"noise levels must lie in (0, 1] with alpha > 0, got {self}.")
+        inside = self.offset > 0 and self.scale >= 0 and self.offset + self.scale <= 1 + 1e-9
+        if not (self.alpha > 0 and inside):
+            raise ConfigError(
+                "noise levels must lie in (0, 1]: 0 < offset, 0 ≤ scale, offset + scale ≤ 1, and 0 < alpha; "
+                f"got {self}. Fix model.noise_level."
+            )
 
     def from_uniform(self, uniform: Tensor) -> Tensor:
         """Uniform (0, 1] numbers → noise levels, by the inverse of Beta(α, 1)'s distribution u = x^α."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vla_mot.errors import ConfigError
 from vla_mot.model.config import ModelConfig
-from vla_mot.options import fit
+from vla_mot.options import at_least, fit
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import Statistics
 from vla_mot.robots.processor import Processor, Tokenize
@@ -31,6 +31,9 @@ class SamplerConfig:
 
     num_steps: int = 10
     n_action_steps: int = 50
+
+    def __post_init__(self) -> None:
+        at_least(1, {"sampler.num_steps": self.num_steps, "sampler.n_action_steps": self.n_action_steps})
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from vla_mot.options import section
 CAMERA_PREFIX = "observation.images."
 """Before a camera's short name in the image features of LeRobot."""
 
+
 @dataclass(frozen=True)
 class Field:
     """One dataset feature that contributes dimensions to the state or the action.
@@ -73,6 +74,11 @@ class Embodiment:
             )
         if self.fps is not None and not self.fps > 0:
             raise ConfigError(f"embodiment {self.name!r}: fps must be positive, got {self.fps}.")
+        if not self.present_cameras:
+            raise ConfigError(
+                f"embodiment {self.name!r} has no camera, got {list(self.cameras)}; name the image feature of at least "
+                "one slot under `cameras` in its YAML."
+            )
         deepest = max((i for i, delta in enumerate(self.delta_mask) if delta), default=-1)
         if deepest >= self.state_dim:
             raise ConfigError(

@@ -1,8 +1,22 @@
 """How a run trains. The defaults are the paper's Table 2 (pretraining) where it says something."""
 
+import math
 from dataclasses import dataclass
 
 from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.options import at_least
+
+_COUNTS = (
+    "steps",
+    "batch_size",
+    "action_draws",
+    "log_every",
+    "val_every",
+    "save_every",
+    "keep_checkpoints",
+    "val_samples",
+)
+_AMOUNTS = ("lr_final", "warmup_steps", "eps", "weight_decay", "foresight_weight")
 
 
 @dataclass(frozen=True)
@@ -45,19 +59,24 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "action_draws",
-            "log_every",
-            "val_every",
-            "save_every",
-            "keep_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+        at_least(1, self._named(*_COUNTS))
+        at_least(0, self._named("seed", *_AMOUNTS))
+        for name, value in self._named("lr", *_AMOUNTS).items():
+            if not math.isfinite(value):
+                raise ConfigError(f"{name} must be finite, got {value}.")
+        for name, value in self._named("lr", "clip_norm").items():
+            if not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"train.betas must lie in [0, 1), got {list(self.betas)}.")
+        if self.seed >= 2**63:
+            raise ConfigError(f"train.seed must be smaller than 2^63, got {self.seed}.")
         for name, known in (("schedule", ("constant", "cosine")), ("optimizer", ("adamw", "muon"))):
             if getattr(self, name) not in known:
                 raise ConfigError(unknown_name(f"train.{name}", getattr(self, name), known))
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}.")
+
+    def _named(self, *names: str) -> dict[str, float]:
+        """Values under the names that a user writes."""
+        return {f"train.{name}": getattr(self, name) for name in names}

@@ -47,6 +47,23 @@ class DemonstrationNoise:
     approach_push_steps: tuple[int, int] = (6, 14)
     wait_steps: tuple[int, int] = (0, 8)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of its range."""
+        for name, (least, most) in {
+            "tremor": (0, np.inf),
+            "correlation": (0, 1),
+            "push_rate": (0, 1),
+            "push": (0, np.inf),
+            "approach_push_rate": (0, 1),
+            "approach_push": (0, np.inf),
+        }.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie in [{least}, {most}], got {getattr(self, name)}.")
+        for name in ("push_steps", "approach_push_steps", "wait_steps"):
+            least, most = getattr(self, name)
+            if not 0 <= least <= most:
+                raise ValueError(f"{name} must be [least, most] with 0 ≤ least ≤ most, got {[least, most]}.")
+
 
 @dataclass(frozen=True)
 class DemonstrationStep:

@@ -1,6 +1,7 @@
 """The gymnasium environment `vla_mot/Conveyor-v0`."""
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -42,7 +43,8 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         obs_type: `pixels_agent_pos`, or `agent_pos` to skip the cameras.
 
     Raises:
-        ValueError: an unknown `motion`, `target`, `obs_type` or `render_mode`.
+        ValueError: an unknown `motion`, `target`, `obs_type` or `render_mode`; an `image_size` or `max_steps` that
+            is no whole number of at least 1.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / geo.CONTROL_DT)}  # noqa: RUF012 (gymnasium's)
@@ -60,6 +62,11 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         _check("target", target, (None, *geo.COLORS))
         _check("obs_type", obs_type, OBS_TYPES)
         _check("render_mode", render_mode, (None, "rgb_array"))
+        for name, count in (("image_size", image_size), ("max_steps", max_steps)):
+            if not isinstance(count, Integral) or count < 1:
+                raise ValueError(
+                    f"{name} of the conveyor environment must be a whole number of at least 1, got {count!r}"
+                )
         self.render_mode = render_mode
         self.motion = motion
         self._fixed_target = target
