@@ -1,10 +1,14 @@
 import os
 import subprocess
 import sys
+from functools import reduce
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
 
 from vla_mot.commands.manual import COMMANDS
+from vla_mot.conf_dir import conf_dir
 from vla_mot.version import __version__
 
 VLA_MOT = [sys.executable, "-m", "vla_mot.commands.main"]
@@ -40,14 +44,18 @@ def test_help_of_a_command(vla_mot, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_the_keys_of_the_help_exist(vla_mot, command):
-    words = command.name.split()
-    shown = vla_mot(*words, "--cfg", "job")
-    assert shown.code == 0
-    for key, _, _ in command.keys:
-        for name in key.split(", "):
-            if name.split(".")[0] not in ("experiment", "scale"):
-                assert f"{name.split('.')[-1]}:" in shown.out, name
+def test_the_defaults_of_the_help_are_those_of_the_configuration(command):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose(command.config, return_hydra_config=True)
+    presets = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    values = OmegaConf.to_container(config, resolve=command.name == "demo")
+    for key, told, _ in command.keys:
+        own = reduce(lambda node, part: node.get(part, {}), key.split("."), values)
+        default = presets[key] if key in presets else own
+        written = {None: "null", "???": "required"}.get(default, str(default))
+        assert written.startswith(told.removesuffix("…")) if told.endswith("…") else written == told, key
 
 
 def test_a_group_lists_its_commands(vla_mot):

@@ -134,6 +134,20 @@ def test_a_resumed_run_no_longer_needs_what_it_began_with(vla_mot, training, tra
     assert vla_mot("posttrain", f"resume={run}", "train.steps=2").code == 0
 
 
+def test_an_interrupt_at_any_moment_says_what_is_kept(vla_mot, training, trained, tmp_path, monkeypatch):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vla_mot.commands.training.open_data", interrupted)
+    said = vla_mot(*training, f"output={tmp_path / 'run'}")
+    told = f"interrupted. Nothing was written to {tmp_path / 'run'}; the same command starts again."
+    assert (said.code, told in said.err) == (130, True)
+    said = vla_mot("posttrain", f"resume={trained}")
+    assert said.code == 130
+    assert f"The last checkpoint is {trained / 'checkpoints' / '000004'}" in said.err
+    assert f"vla-mot posttrain resume={trained}" in said.err
+
+
 def test_one_run_per_value(vla_mot, training, tmp_path):
     said = vla_mot(*training, f"output={tmp_path / 'sweep'}", "train.steps=1", "train.seed=0,1", "--multirun")
     assert said.code == 0

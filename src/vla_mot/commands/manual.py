@@ -11,8 +11,11 @@ _WIDTH = 100
 _EXIT_CODES = (
     ("0", "done"),
     ("2", "the input does not fit; the message says what was expected, what came, and where to fix it"),
-    ("3", "a loss became NaN or infinite; the last good checkpoint is kept"),
-    ("130", "interrupted; the message says what was kept and how to go on"),
+    (
+        "3",
+        "training blew up: a loss or the weights are not finite, or useless; the last good checkpoint is kept",
+    ),
+    ("130", "interrupted; the message says what was kept, if anything, and how to go on"),
 )
 _OPTIONS = (
     ("--config-dir DIR", "your own presets, beside the ones that come with vla-mot"),
@@ -26,7 +29,8 @@ class Command:
     """One command.
 
     name: the words after `vla-mot`. module: whose `run(config, overrides)` does it. config: its file in conf/.
-    summary: one line. about: a paragraph. keys: (key, default, meaning) of what is changed most. examples: lines.
+    summary: one line. about: a paragraph. examples: lines. keys: (key, default, meaning) of what is changed most;
+    the default is what the configuration composes to, `required` where it must be given, cut short by `…`.
     hub: keys whose value may name a Hub repository. Unless one does, the command keeps off the network.
     offline: False for a command that always needs it.
     """
@@ -69,9 +73,9 @@ COMMANDS = (
             ("output", "outputs/demo", "where everything lands"),
             ("scale", "null", "miniature: a minute or less, and a policy that has learned nothing"),
             ("train.seed", "0", "of weights, order and noise"),
-            ("train.steps", "the experiment's", "optimizer steps"),
-            ("record.episodes", "in conf/demo.yaml", "demonstrations"),
-            ("evaluate.episodes", "100", "per arm"),
+            ("train.steps", "3000", "optimizer steps"),
+            ("record.episodes", "300", "demonstrations"),
+            ("evaluate.episodes", "200", "per arm"),
         ),
         examples=("vla-mot demo", "vla-mot demo output=/tmp/mini scale=miniature"),
     ),
@@ -92,11 +96,7 @@ COMMANDS = (
             ("seed", "0", "of the first scene"),
             ("static_fraction", "0.0", "share of the scenes in which nothing moves by itself"),
             ("env.image_size", "64", "pixels"),
-            (
-                "noise.tremor",
-                "in conf/record.yaml",
-                "m, deviation of the disturbance; see the other noise.* there",
-            ),
+            ("noise.tremor", "0.004", "m, deviation of the disturbance; further noise.* in conf/noise/"),
         ),
         examples=(
             "vla-mot data record env=conveyor output=outputs/conveyor",
@@ -119,7 +119,8 @@ COMMANDS = (
             ("output", "required", "the run's folder; must be new"),
             ("resume", "null", "a run's folder: go on with its own configuration"),
             ("init_from", "null", "a policy, its run, or a Hub repository: start from its weights"),
-            ("model, backbone", "tiny, …", "presets of conf/model/ and conf/backbone/"),
+            ("model", "tiny", "a preset (conf/model/), which chooses backbone and foresight"),
+            ("backbone", "qwen3_vl_tiny", "another understanding expert (conf/backbone/)"),
             ("embodiment", "conveyor", "the robot of the dataset (conf/embodiment/)"),
             ("train.steps", "60000", "optimizer steps; further train.* in conf/train/"),
             (
@@ -148,8 +149,8 @@ COMMANDS = (
         keys=(
             (
                 "checkpoint",
-                "required",
-                "a policy, checkpoint or run (its last checkpoint), or a Hub repository",
+                "null",
+                "a policy, checkpoint or run (its last checkpoint), or a Hub repository; only the expert needs none",
             ),
             ("output", "required", "folder of results and videos; must be new"),
             ("episodes", "100", "how many"),
@@ -179,7 +180,7 @@ COMMANDS = (
         ),
         keys=(
             ("run", "required", "the folder of a run or of a demo"),
-            ("output", "<run>/report.html", "the page"),
+            ("output", "null", "the page; null: <run>/report.html"),
         ),
         examples=("vla-mot report run=outputs/demo",),
     ),

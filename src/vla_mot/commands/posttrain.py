@@ -14,6 +14,7 @@ import torch
 
 from vla_mot.commands import folders, training
 from vla_mot.commands.console import console, progress, show_library_log
+from vla_mot.commands.repositories import locate
 from vla_mot.commands.resume import resumed_config
 from vla_mot.commands.settings import TrainingConfig, fit, training_config
 from vla_mot.errors import ConfigError
@@ -29,13 +30,23 @@ class Run:
     """What a training run is to do: its folder, how it trains, and where it starts.
 
     plain: the configuration as it is written to config.yaml. resume: continue what is in the folder.
+    init_from: a policy's folder or Hub repository.
     """
 
     folder: Path
     config: TrainingConfig
     plain: Mapping[str, Any]
     resume: bool = False
-    init_from: Path | None = None
+    init_from: str | Path | None = None
+
+
+def _kept(folder: Path) -> str:
+    """What an interrupt at any moment left of a run."""
+    if not (folder / folders.CONFIG_NAME).is_file():
+        return f"Nothing was written to {folder}; the same command starts again."
+    checkpoint = newest_checkpoint(folder)
+    kept = f"The last checkpoint is {checkpoint}." if checkpoint else "There is no checkpoint yet."
+    return f"{kept}\nTo go on: vla-mot posttrain resume={folder}"
 
 
 class _StopRequestedError(Exception):
@@ -45,7 +56,11 @@ class _StopRequestedError(Exception):
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command."""
     show_library_log()
-    checkpoint = train(_new_run(config) if config["resume"] is None else _resumed_run(config, overrides))
+    asked = _new_run(config) if config["resume"] is None else _resumed_run(config, overrides)
+    try:
+        checkpoint = train(asked)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(*stop.args or [_kept(asked.folder)]) from None
     console.print(f"policy: {checkpoint / 'pretrained_model'}")
 
 
@@ -62,9 +77,9 @@ def _new_run(config: dict[str, Any]) -> Run:
     return Run(folder=folder, config=training_config(config), plain=config, init_from=_init_from(config))
 
 
-def _init_from(config: Mapping[str, Any]) -> Path | None:
+def _init_from(config: Mapping[str, Any]) -> str | Path | None:
     init_from = fit(Path | None, "init_from", config.get("init_from"))
-    return folders.find_policy(init_from) if init_from else None
+    return locate(init_from) if init_from else None
 
 
 def _resumed_run(config: dict[str, Any], overrides: list[str]) -> Run:
