@@ -107,6 +107,23 @@ def test_an_environment_with_other_actions_is_refused(native):
         VlaMotPolicy.from_pretrained(native, config=config)
 
 
+def test_a_dtype_from_the_command_line_is_used_and_kept(native, tmp_path):
+    config = PreTrainedConfig.from_pretrained(native, cli_overrides=["--dtype=bfloat16"])
+    policy = VlaMotPolicy.from_pretrained(native, config=config)
+    assert policy.model.action.out_proj.weight.dtype == torch.bfloat16
+    policy.save_pretrained(tmp_path)
+    weights = VlaMotPolicy.from_pretrained(tmp_path).state_dict()
+    assert read_spec(tmp_path).dtype == "bfloat16"
+    for name, weight in policy.state_dict().items():
+        assert weight.dtype == weights[name].dtype and torch.equal(weight, weights[name])
+
+
+def test_a_dtype_that_says_nothing_is_refused(native):
+    config = PreTrainedConfig.from_pretrained(native, cli_overrides=["--dtype=mixed"])
+    with pytest.raises(ConfigError, match="the checkpoint's weights are float32"):
+        VlaMotPolicy.from_pretrained(native, config=config)
+
+
 def test_a_policy_from_nothing_asks_for_a_dataset(native):
     features = PreTrainedConfig.from_pretrained(native)
     config = VlaMotConfig(input_features=features.input_features, output_features=features.output_features)

@@ -207,12 +207,14 @@ def test_what_has_no_effect_is_named(released, architecture, caplog):
     assert "compile_model=True has no effect" in caplog.text
 
 
-def test_a_dtype_from_the_command_line_is_used(released, architecture):
+def test_a_dtype_from_the_command_line_is_used_and_kept(released, architecture, tmp_path):
     config = configured(released, f"architecture={architecture}", "dtype=bfloat16")
     policy = make_policy(config, env_cfg=ConveyorEnvConfig())
     assert policy.model.action.out_proj.weight.dtype == torch.bfloat16
-    assert policy.spec.dtype == "bfloat16"
-    assert policy.select_action(observation(0)).isfinite().all()
+    policy.save_pretrained(tmp_path / "ours")
+    assert read_spec(tmp_path / "ours").dtype == "bfloat16"
+    again, seen = VlaMotPolicy.from_pretrained(tmp_path / "ours"), observation(0)
+    assert torch.equal(again.select_action(seen), policy.select_action(seen))
 
 
 @pytest.mark.parametrize(
