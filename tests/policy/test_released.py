@@ -226,7 +226,7 @@ def test_a_dtype_from_the_command_line_is_used_and_kept(released, architecture, 
         ("action_mode=relative", "relative"),
         ("n_action_steps=9", "n_action_steps must lie in 1 … chunk_size = 6, got 9"),
         ("dtype=float8", "--policy.dtype"),
-        ("architecture=nowhere.yaml", "--policy.architecture=nowhere.yaml cannot be read"),
+        ("architecture=nowhere.yaml", "architecture=nowhere.yaml cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_said(released, architecture, option, message):

@@ -11,6 +11,7 @@ from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub import native, released
 from vla_mot.hub.files import read_json
 from vla_mot.hub.native import load_model
+from vla_mot.hub.released_architecture import read_architecture
 from vla_mot.hub.released_names import ReleasedNames
 from vla_mot.hub.remote import fetch
 from vla_mot.hub.spec import TYPE, PolicySpec
@@ -55,23 +56,25 @@ def open_checkpoint(
     token: str | None = None,
     local_files_only: bool = False,
     action_mode: str | None = None,
-    architecture: Mapping[str, Any] | None = None,
+    architecture: Mapping[str, Any] | str | Path | None = None,
 ) -> Checkpoint:
     """Open a folder, or a Hub repository after downloading what of it is not in the cache.
 
     revision, token, local_files_only: see `hub.remote.fetch`.
-    action_mode, architecture: of a checkpoint in the authors' layout; see `hub.released.read_released`.
-    Raises CheckpointError for what cannot be found, read or understood.
+    action_mode, architecture: of a checkpoint in the authors' layout; see `hub.released.read_released`. architecture
+        may also be a YAML file.
+    Raises CheckpointError for what cannot be found, read or understood, ConfigError for an architecture that is none.
     """
+    shapes = read_architecture(architecture) if isinstance(architecture, str | Path) else architecture
     folder = fetch(name, revision=revision, token=token, local_files_only=local_files_only)
     kind = read_json(folder / native.CONFIG_FILE).get("type")
     if kind == TYPE:
-        if architecture:
+        if shapes:
             raise ConfigError(f"{folder} states its own architecture; leave out architecture=….")
         return Checkpoint(folder, "native", native.read_spec(folder), Weights.open(folder))
     if kind in released.TYPES:
         weights = Weights.open(folder)
-        spec = released.read_released(folder, weights, architecture or {}, action_mode)
+        spec = released.read_released(folder, weights, shapes or {}, action_mode)
         return Checkpoint(folder, kind, spec, weights)
     raise CheckpointError(
         f"{folder / native.CONFIG_FILE} says type {kind!r}; expected {TYPE!r}, or {' or '.join(released.TYPES)} "

@@ -5,11 +5,13 @@ published sizes are known, and any other size must say them.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from vla_mot.errors import CheckpointError
+from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub.tensors import TensorInfo
 
 # Qwen3-VL-2B's image processor enlarges what has fewer pixels (FACTS: 224×224 → 256×256).
@@ -17,6 +19,19 @@ _QWEN_MIN_PIXELS, _QWEN_MAX_PIXELS = 65_536, 16_777_216
 _TOKENIZER_SIZE = [256, 256]  # every view is resized to it before the autoencoder
 _NUM_VIEWS, _OFFSET_FRAMES = 3, 15
 _QWEN, _INTERN = "model.qwen3_vl_with_expert.", "model.internvl_with_expert."
+
+
+def read_architecture(path: str | Path) -> dict[str, Any]:
+    """Read options of `ModelConfig` from a YAML file. Raises ConfigError when it holds none."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"architecture={path} cannot be read: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"architecture={path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"architecture={path} must hold model options such as `backbone: {{…}}`.")
+    return content
 
 
 class Shapes:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from lerobot.configs import NormalizationMode, PolicyFeature, PreTrainedConfig
 
 from vla_mot.errors import ConfigError
@@ -92,7 +91,7 @@ class ReleasedConfig(PreTrainedConfig):
 
     def open_options(self) -> dict[str, Any]:
         """What `vla_mot.hub.checkpoint.open_checkpoint` needs to know. Raises ConfigError for an unreadable YAML."""
-        return {"action_mode": self.action_mode, "architecture": _read_architecture(self.architecture)}
+        return {"action_mode": self.action_mode, "architecture": self.architecture}
 
     def opened(self, found: Checkpoint) -> VlaMotConfig:
         """The same as a configuration of ours, for a checkpoint that was opened with `open_options`.
@@ -229,15 +228,3 @@ def _told(features: Mapping[str, PolicyFeature] | None) -> dict[str, Any]:
         key: {"type": feature.type.value, "shape": list(feature.shape)}
         for key, feature in (features or {}).items()
     }
-
-
-def _read_architecture(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--policy.architecture={path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"--policy.architecture={path} must hold model options such as `backbone: {{…}}`.")
-    return content
