@@ -11,11 +11,13 @@ branch creation, preupload, Git-LFS batch and upload, ndjson commits. Answers er
 import base64
 import hashlib
 import json
+import os
 import socket
 import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +25,18 @@ OWNER, READER, STRANGER = "hf_owner", "hf_reader", "hf_stranger"
 """Tokens: one may write for `org`, one may read what is private or gated there, one is only known."""
 
 Files = dict[str, bytes]
+
+
+def client_environment(url: str, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a process whose Hub is at `url`: the tests' own, but that the Hub may be asked."""
+    hidden = ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return {key: value for key, value in os.environ.items() if key not in hidden} | {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **more,
+    }
 
 
 @dataclass

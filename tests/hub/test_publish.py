@@ -52,9 +52,7 @@ def test_absolute_actions_are_relative_to_nothing():
 def test_a_robot_without_a_rate_counts_in_frames():
     spec = tiny_policy().spec
     body = replace(spec.robots[0].embodiment, fps=None)
-    facts = card_facts(
-        replace(spec, robots=(Robot(body, spec.robots[0].statistics),)), NAME, license=LICENSE
-    )
+    facts = card_facts(replace(spec, robots=(Robot(body, spec.robots[0].statistics),)), NAME, license=LICENSE)
     assert facts.foresight == "3 frames back and ahead, tokenizer dct"
     card = model_card(facts)
     assert "| conveyor | its dataset's |" in card
@@ -84,7 +82,7 @@ def test_what_is_told_replaces_what_is_found(folder):
         open_checkpoint(folder), NAME, license=LICENSE, dataset="in words", notes="Two colours."
     )
     assert (facts.dataset, facts.notes) == ("in words", "Two colours.")
-    with pytest.raises(ConfigError, match="unknown part of a model card 'note'. Did you mean 'notes'"):
+    with pytest.raises(ConfigError, match=r"unknown part of a model card 'note'\. Did you mean 'notes'"):
         card_facts(tiny_policy().spec, NAME, license=LICENSE, note="Two colours.")
 
 

@@ -21,7 +21,8 @@ from vla_mot.commands.stages import Stage, Stages, peak_memory_mib
 from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.picture import draw_picture
-from vla_mot.evaluate.results import Arm, Evaluation
+from vla_mot.evaluate.results import POLICY_HASH, Arm, Evaluation
+from vla_mot.hub.manifest import identity
 from vla_mot.infer.policy import Policy
 from vla_mot.options import at_least
 
@@ -198,6 +199,8 @@ def _report(demo: Demo, stages: Stages) -> None:
     provenance = {
         "command": "vla-mot demo",
         "seed": str(demo.training.train.seed),
+        POLICY_HASH: identity(folders.find_policy(demo.run)) or "",
+        "environment": ", ".join(f"{key}={value}" for key, value in demo.plain["env"].items()),
         "episodes": f"{demo.episodes.episodes} from seed {demo.episodes.seed}",
         **{f"time to {name}": clock(seconds) for name, seconds in stages.seconds.items()},
         "peak memory": f"{max(stages.peak_mib, peak_memory_mib()):.0f} MiB",

@@ -8,10 +8,14 @@ from typing import Any
 from vla_mot.commands import arms, folders, foresight, tables
 from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.devices import require_device
+from vla_mot.commands.repositories import locate
 from vla_mot.commands.settings import fit, section
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.evaluate.machine import describe_machine
-from vla_mot.evaluate.results import Evaluation
+from vla_mot.evaluate.results import POLICY_HASH, Evaluation
+from vla_mot.hub.describe import sampling
+from vla_mot.hub.manifest import identity
+from vla_mot.hub.remote import fetch, origin
 from vla_mot.infer.policy import Policy
 from vla_mot.options import at_least
 
@@ -51,14 +55,17 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     episodes = arms.Episodes(settings.episodes, settings.seed, settings.parallel, settings.videos)
     if settings.dataset is not None and settings.checkpoint is None:
         raise ConfigError("foresight on dataset=… needs a checkpoint: write checkpoint=….")
-    policy = _open(settings)
+    opened = _open(settings)
+    policy = opened.policy if opened else None
     frames = None
-    if policy is not None and settings.dataset is not None:
-        frames = foresight.open_data(policy, _foresight_data(settings))
+    if opened is not None and settings.dataset is not None:
+        frames = foresight.open_data(
+            opened.policy, _foresight_data(settings, settings.dataset, opened.folder)
+        )
     console.print(f"{arm.label}: {settings.episodes} episodes from seed {settings.seed}")
     with folders.whole(settings.output) as folder:
         found = arms.run_arm(arm, policy, settings.env, episodes, folder / "videos")
-        evaluation = Evaluation((found,), None, provenance(settings))
+        evaluation = Evaluation((found,), None, provenance(settings, opened))
         evaluation.save(folder)
     tables.show_success(evaluation)
     if frames is not None:
@@ -81,27 +88,46 @@ def _score(frames: foresight.Opened, output: Path) -> None:
         tables.show_foresight(seen)
 
 
-def provenance(settings: EvaluateConfig) -> dict[str, str]:
+@dataclass(frozen=True)
+class Opened:
+    """The policy that is evaluated, and the folder that it was read from."""
+
+    folder: Path
+    policy: Policy
+
+
+def provenance(settings: EvaluateConfig, opened: Opened | None) -> dict[str, str]:
     """How a result was made, as text."""
     return {
         "checkpoint": str(settings.checkpoint),
+        **(_identity(opened) if opened else {}),
         "episodes": f"{settings.episodes} from seed {settings.seed}",
         "environment": ", ".join(f"{key}={value}" for key, value in settings.env.items()),
         **describe_machine(),
     }
 
 
-def _open(settings: EvaluateConfig) -> Policy | None:
+def _identity(opened: Opened) -> dict[str, str]:
+    """Which policy it was, also after its run went on or its repository got another commit."""
+    source, digest = origin(opened.folder), identity(opened.folder)
+    return {
+        **({"commit": source.commit} if source else {}),
+        **({POLICY_HASH: digest} if digest else {}),
+        "sampler": sampling(opened.policy.spec.sampler),
+    }
+
+
+def _open(settings: EvaluateConfig) -> Opened | None:
     if settings.checkpoint is None:
         return None
-    policy = Policy.from_pretrained(folders.find_policy(settings.checkpoint), device=settings.device)
-    return arms.with_sampler(policy, settings.num_steps, settings.n_action_steps)
+    folder = fetch(locate(settings.checkpoint))
+    policy = Policy.from_pretrained(folder, device=settings.device)
+    return Opened(folder, arms.with_sampler(policy, settings.num_steps, settings.n_action_steps))
 
 
-def _foresight_data(settings: EvaluateConfig) -> foresight.ForesightData:
+def _foresight_data(settings: EvaluateConfig, dataset: Path, policy: Path) -> foresight.ForesightData:
     """The dataset, split as the run that made the checkpoint did."""
-    assert settings.dataset is not None and settings.checkpoint is not None
-    run = folders.run_of(folders.find_policy(settings.checkpoint))
+    run = folders.run_of(policy)
     try:
         split = folders.read_config(run)["data"] if run else {}
         fraction, seed = split["validation_fraction"], split["split_seed"]
@@ -111,7 +137,7 @@ def _foresight_data(settings: EvaluateConfig) -> foresight.ForesightData:
         )
         fraction, seed = 0.0, 0
     return foresight.ForesightData(
-        root=settings.dataset,
+        root=dataset,
         samples=settings.foresight_samples,
         cache=settings.cache,
         validation_fraction=fit(float, "data.validation_fraction", fraction),

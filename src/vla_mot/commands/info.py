@@ -11,7 +11,7 @@ from vla_mot.commands.opening import Opening
 from vla_mot.commands.settings import section
 from vla_mot.hub.card import lasting
 from vla_mot.hub.checkpoint import Checkpoint
-from vla_mot.hub.describe import architecture, dimensions, foresight
+from vla_mot.hub.describe import architecture, dimensions, foresight, sampling
 from vla_mot.hub.remote import origin
 from vla_mot.robots.robot import Robot
 
@@ -43,9 +43,7 @@ def facts(checkpoint: Checkpoint) -> dict[str, str]:
     listed |= architecture(spec.model)
     listed["chunk"] = lasting(spec.model.chunk_size, "steps", rate)
     listed["foresight"] = foresight(spec.model, rate)
-    listed["sampler"] = (
-        f"{spec.sampler.num_steps} Euler steps, {spec.sampler.n_action_steps} actions of a chunk executed"
-    )
+    listed["sampler"] = sampling(spec.sampler)
     listed["weights"] = f"{numbers:,} numbers in {len(weights.infos)} tensors, {', '.join(dtypes)}"
     for robot in spec.robots:
         listed |= {f"{robot}: {name}": text for name, text in _robot(robot).items()}

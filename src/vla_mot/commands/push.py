@@ -1,6 +1,7 @@
 """`vla-mot push`: a checkpoint as it is, and a model card filled from its run, to the Hugging Face Hub."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.settings import section
 from vla_mot.commands.stages import FOLDER as STAGES
 from vla_mot.errors import CheckpointError
-from vla_mot.evaluate.results import Arm, Evaluation, find_evaluations
+from vla_mot.evaluate.results import POLICY_HASH, Arm, Evaluation, find_evaluations
 from vla_mot.hub.card import CardFacts, Success, model_card
 from vla_mot.hub.checkpoint import Checkpoint, open_checkpoint
+from vla_mot.hub.describe import sampling
 from vla_mot.hub.files import read_json
 from vla_mot.hub.manifest import compare, identity
 from vla_mot.hub.publish import checkpoint_facts
@@ -116,16 +118,17 @@ def _success(run: Path, checkpoint: Checkpoint) -> tuple[Success, ...]:
     rows: list[Success] = []
     for place in find_evaluations(root):
         evaluation = Evaluation.load(place)
-        if evaluation.provenance.get("policy") == identity(checkpoint.folder):
-            rows += [
-                _row(arm, evaluation) for arm in evaluation.arms if arm.name == "policy" and arm.episodes
-            ]
+        if evaluation.provenance.get(POLICY_HASH) == identity(checkpoint.folder):
+            own = [arm for arm in evaluation.arms if arm.name == "policy" and arm.episodes]
+            rows += [_row(arm, evaluation.provenance, sampling(checkpoint.spec.sampler)) for arm in own]
         else:
             log.warning("%s is left out of the model card: it evaluates another checkpoint", place)
     return tuple(rows)
 
 
-def _row(arm: Arm, evaluation: Evaluation) -> Success:
-    found, told = arm.success, evaluation.provenance
-    task = "; ".join(told[name] for name in ("environment", "sampler") if name in told)
-    return Success(task or arm.label, found.value, len(arm.episodes), found.low, found.high)
+def _row(arm: Arm, told: Mapping[str, str], usual: str) -> Success:
+    """One line of the card. usual: how the checkpoint samples by itself; another way is said."""
+    unusual = sampler if (sampler := told.get("sampler", usual)) != usual else ""
+    task = ", ".join(filter(None, (told.get("environment", arm.label), unusual)))
+    found = arm.success
+    return Success(task, found.value, len(arm.episodes), found.low, found.high)

@@ -21,6 +21,7 @@ from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.evaluate.intervals import Interval, PairedDifference, paired_difference, wilson
 
 RESULTS_FILE, EPISODES_FILE = "results.json", "episodes.csv"
+POLICY_HASH = "policy hash"  # in `provenance`: which checkpoint was evaluated, wherever it lies
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A policy in a person's words: what `vla-mot info` prints and a model card repeats."""
 
 from vla_mot.hub.card import lasting
+from vla_mot.hub.spec import SamplerConfig
 from vla_mot.model.config import ModelConfig
 from vla_mot.robots.embodiment import Field
 
@@ -25,6 +26,11 @@ def foresight(model: ModelConfig, fps: float | None) -> str:
     return (
         f"{lasting(model.offset_frames, 'frames', fps)} back and ahead, tokenizer {model.foresight['type']}"
     )
+
+
+def sampling(sampler: SamplerConfig) -> str:
+    """How actions are drawn, and how many of them are acted on."""
+    return f"{sampler.num_steps} Euler steps, {sampler.n_action_steps} actions of a chunk executed"
 
 
 def dimensions(field: Field, *, delta: bool = True) -> str:
