@@ -137,6 +137,22 @@ def test_the_first_batch_whitens_a_policy_from_scratch_once(scratch, native, met
     assert torch.equal(opened.model.tokenizer.latent_std, stored)
 
 
+def test_a_tokenizer_of_another_size_is_whitened_on_what_it_encodes(meta):
+    """The view arrives at 32 pixels, the tokenizer sees 16: it is fitted there, as the frames are encoded there."""
+    config = scratch_config()
+    config.model = config.model | {
+        "foresight": {"type": "dct", "image_size": [16, 16]},
+        "foresight_stride": 1,
+    }
+    policy = make_policy(config, ds_meta=meta)
+    batch = windows(policy.config, meta)
+    policy.forward(batch)
+    present = training_batch(batch, policy._policy.processor).observation.images[:, :2, 1:]
+    latents = policy.model.encode_frames(present).flatten(0, 2)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(16), atol=1e-4, rtol=0)
+
+
 def test_training_draws_noise_and_evaluation_repeats_it(native, meta):
     policy = VlaMotPolicy.from_pretrained(native)
     batch = windows(policy.config, meta)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from vla_mot.commands.console import console, progress
 from vla_mot.commands.settings import StartConfig, TrainingConfig
@@ -100,17 +99,8 @@ def prepare_weights(
         load_backbone(model, fetch(start.backbone))
     if start.foresight is not None:
         load_tokenizer(model.tokenizer, start.foresight)
-    model.tokenizer.fit(_tokenizer_pictures(model, data))
-
-
-def _tokenizer_pictures(model: VlaMotModel, data: Data) -> torch.Tensor:
-    """Training frames of all views in [−1, 1], evenly spread, at the tokenizer's size: `(N, 3, H, W)`."""
     frames = _spread(data.training.frames, _FIT_FRAMES)
-    pictures = data.cache.gather(frames).flatten(0, 1).float() / 127.5 - 1
-    size = model.tokenizer.image_size
-    if pictures.shape[-2:] != size:
-        pictures = F.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
-    return pictures
+    model.fit_tokenizer(data.cache.gather(frames).flatten(0, 1))
 
 
 def make_collate(model: VlaMotModel, data: Data) -> Collate:

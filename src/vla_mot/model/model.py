@@ -28,6 +28,7 @@ from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayo
 from vla_mot.nn.mot import JointLayer, JointTransformer, KVCache
 from vla_mot.nn.norm import RMSNorm
 from vla_mot.nn.rope import rotation
+from vla_mot.robots.images import to_unit
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,24 @@ class VlaMotModel(nn.Module):
     def encode_frames(self, frames: Tensor) -> Tensor:
         """`(B, V, T, 3, H, W)` uint8 or float in [0, 1] → latents `(B, V, T, C, h, w)`, without gradient."""
         with torch.autocast(frames.device.type, enabled=False):  # a tokenizer has its own dtype
-            flat = _unit(frames).flatten(0, 2)
-            size = self.tokenizer.image_size
-            if flat.shape[-2:] != size:
-                flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
-            return self.tokenizer.encode(flat * 2 - 1).unflatten(0, frames.shape[:3])
+            pictures = self._tokenizer_pictures(frames.flatten(0, 2))
+            return self.tokenizer.encode(pictures).unflatten(0, frames.shape[:3])
+
+    @torch.no_grad()
+    def fit_tokenizer(self, frames: Tensor) -> None:
+        """Fit the tokenizer's statistics on frames `(N, 3, H, W)`, uint8 or float in [0, 1], as they will be encoded.
+
+        Raises ConfigError when nothing can be fitted on them.
+        """
+        with torch.autocast(frames.device.type, enabled=False):
+            self.tokenizer.fit(self._tokenizer_pictures(frames))
+
+    def _tokenizer_pictures(self, frames: Tensor) -> Tensor:
+        """`(N, 3, H, W)` uint8 or float in [0, 1] → the same in [−1, 1], at the tokenizer's size."""
+        unit, size = to_unit(frames), self.tokenizer.image_size
+        if unit.shape[-2:] != size:
+            unit = F.interpolate(unit, size=size, mode="bilinear", align_corners=False)
+        return unit * 2 - 1
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents `(B, V, C, h, w)` → pictures `(B, V, 3, H, W)` in [0, 1]."""
@@ -234,7 +248,7 @@ class VlaMotModel(nn.Module):
         return Tokens(hidden, layouts, [seen.positions, *spread], {"understanding": seen.deepstack})
 
     def _understand(self, observation: Observation) -> Understood:
-        present = _unit(observation.images[:, :, 1])
+        present = to_unit(observation.images[:, :, 1])
         return self.understanding(
             present, observation.view_mask, observation.token_ids, observation.token_mask
         )
@@ -286,7 +300,3 @@ def _freeze_unused(stack: JointTransformer) -> None:
     for module in (*unused, getattr(attention, "q_norm", None), stack.norms["understanding"]):
         if module is not None:
             module.requires_grad_(False)
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255.0 if images.dtype == torch.uint8 else images.float()

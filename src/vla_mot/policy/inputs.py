@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vla_mot.batch import Batch
 from vla_mot.errors import ConfigError
+from vla_mot.robots.images import to_bytes
 from vla_mot.robots.processor import Processor
 
 FRAMES = 3
@@ -135,6 +136,4 @@ def _require(batch: Mapping[str, Any], keys: list[str], processor: Processor) ->
 
 
 def _to_uint8(images: Tensor) -> Tensor:
-    if images.dtype == torch.uint8:
-        return images
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return images if images.dtype == torch.uint8 else to_bytes(images)

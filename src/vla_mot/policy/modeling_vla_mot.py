@@ -193,7 +193,7 @@ class VlaMotPolicy(PreTrainedPolicy):
         if self._whitened:
             return
         present = batch.observation.images[:, :, 1][batch.observation.view_mask]
-        self.model.tokenizer.fit(present.float() / 127.5 - 1)
+        self.model.fit_tokenizer(present)
         self._whitened = True
 
     # ---- inference ------------------------------------------------------------------------------------------
