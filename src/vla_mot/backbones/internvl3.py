@@ -24,7 +24,7 @@ from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from vla_mot.backbones.base import UnderstandingExpert, Understood
-from vla_mot.backbones.tokenizers import encode, make_tokenizer
+from vla_mot.backbones.tokenizers import check_vocabulary, encode, make_tokenizer
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
 from vla_mot.nn.norm import RMSNorm, replace_norms
@@ -78,6 +78,12 @@ class InternVL3Config:
     causal: bool = False
 
     def __post_init__(self) -> None:
+        special = {
+            "pad_token_id": self.pad_token_id,
+            "image_start_token_id": self.image_start_token_id,
+            "image_end_token_id": self.image_end_token_id,
+        }
+        check_vocabulary(self.vocab_size, self.text_length, special)
         if self.downsample_ratio not in (1.0, 0.5, 0.25):
             raise ConfigError(
                 f"backbone.downsample_ratio must be 1, 0.5 or 0.25, got {self.downsample_ratio}."
@@ -167,7 +173,8 @@ class InternVL3Expert(UnderstandingExpert):
         self.pixel_std = torch.tensor(IMAGENET_STD, device=device)
 
     def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return encode(instructions, self._encode, self.config.text_length, self.config.pad_token_id)
+        c = self.config
+        return encode(instructions, self._encode, c.text_length, c.pad_token_id, c.vocab_size)
 
     def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
         words = self._words(token_ids)

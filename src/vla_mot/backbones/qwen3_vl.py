@@ -20,7 +20,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLay
 
 from vla_mot.backbones.base import UnderstandingExpert, Understood
 from vla_mot.backbones.qwen3_vl_vision import VisionConfig, VisionTower
-from vla_mot.backbones.tokenizers import encode, make_tokenizer
+from vla_mot.backbones.tokenizers import check_vocabulary, encode, make_tokenizer
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
 from vla_mot.nn.norm import RMSNorm, replace_norms
@@ -60,6 +60,20 @@ class Qwen3VLConfig:
     deepstack: bool = False
 
     def __post_init__(self) -> None:
+        special = {
+            "pad_token_id": self.pad_token_id,
+            "vision_start_token_id": self.vision_start_token_id,
+            "vision_end_token_id": self.vision_end_token_id,
+        }
+        check_vocabulary(self.vocab_size, self.text_length, special)
+        sections, count = self.mrope_sections, self.head_dim // 2
+        # Each axis takes every third frequency; a wrong sum is for `Geometry` to refuse.
+        fits = all(axis + 3 * (size - 1) < count for axis, size in enumerate(sections) if axis)
+        if len(sections) != 3 or min(sections) < 1 or (sum(sections) == count and not fits):
+            raise ConfigError(
+                "backbone.mrope_sections must be three counts of frequencies (time, height, width) that can be "
+                f"interleaved and add up to head_dim / 2 = {count}, got {list(sections)}."
+            )
         cell = self.vision.patch_size * self.vision.merge_size
         if any(side % cell for side in self.image_size):
             raise ConfigError(
@@ -130,7 +144,8 @@ class Qwen3VLExpert(UnderstandingExpert):
         self.visual.reset_buffers(device)
 
     def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return encode(instructions, self._encode, self.config.text_length, self.config.pad_token_id)
+        c = self.config
+        return encode(instructions, self._encode, c.text_length, c.pad_token_id, c.vocab_size)
 
     def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
         vision, deepstack = self.visual(self.patchify(images), deepstack=self.config.deepstack)

@@ -3,16 +3,16 @@
 All return plain lists of ids; padding and cutting happen once, in `encode`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.options import at_least
 
 Encode = Callable[[str], list[int]]
-BYTE_VOCABULARY = 256
 
 
 def byte_tokenizer() -> Encode:
@@ -68,12 +68,32 @@ def make_tokenizer(name: str) -> Encode:
     raise ConfigError(unknown_name("tokenizer", name, _TOKENIZERS).rstrip(".") + ", or the path of a folder.")
 
 
-def encode(texts: Sequence[str], tokenizer: Encode, length: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """`B` strings → ids `(B, length)` int64 and mask `(B, length)` bool, cut or right-padded to `length`."""
+def check_vocabulary(vocab_size: int, text_length: int, ids: Mapping[str, int | None]) -> None:
+    """Raise ConfigError unless there is room for text, and every special token (None: there is none) is embedded."""
+    at_least(1, {"backbone.text_length": text_length})
+    for name, value in ids.items():
+        if value is not None and not 0 <= value < vocab_size:
+            raise ConfigError(
+                f"backbone.{name} must lie in 0 … {vocab_size - 1}, got {value}: backbone.vocab_size is {vocab_size}."
+            )
+
+
+def encode(
+    texts: Sequence[str], tokenizer: Encode, length: int, pad_id: int, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """`B` strings → ids `(B, length)` int64 and mask `(B, length)` bool, cut or right-padded to `length`.
+
+    Raises ConfigError for a token that the `vocab_size` embeddings do not have.
+    """
     ids = torch.full((len(texts), length), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(texts), length), dtype=torch.bool)
     for row, text in enumerate(texts):
         tokens = tokenizer(text)[:length]
+        if max(tokens, default=0) >= vocab_size:
+            raise ConfigError(
+                f"backbone.tokenizer gives token {max(tokens)} for {text!r}, but backbone.vocab_size is {vocab_size}; "
+                "choose the tokenizer that the embeddings were made for (the tiny backbone: byte)."
+            )
         ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         mask[row, : len(tokens)] = True
     return ids, mask
