@@ -87,8 +87,8 @@ class ActionChunk(_Tensors):
     """Predicted actions in the robot's own units.
 
     actions: `(B, L, D)` float32 with D the embodiment's real action dimensions.
-    foresight: `(B, V, C, h, w)` predicted latents of frame t + m, or None when foresight is off.
+    foresight: `(B, V, C, h, w)` predicted latents of frame t + m.
     """
 
     actions: Tensor
-    foresight: Tensor | None = None
+    foresight: Tensor

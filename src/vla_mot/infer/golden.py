@@ -20,7 +20,7 @@ from vla_mot.batch import Observation
 from vla_mot.errors import CheckpointError
 from vla_mot.flow.noise import keyed_normal
 from vla_mot.infer.policy import Policy
-from vla_mot.robots.images import resize_with_pad
+from vla_mot.robots.images import resize_with_pad, to_bytes
 from vla_mot.robots.normalization import EPS
 
 INSTRUCTION = "pick the red block"
@@ -90,7 +90,7 @@ def _made_up(policy: Policy) -> dict[str, Tensor]:
     coarse = _random(2, views, 2, 3, *_GRID).sigmoid().flatten(0, 1)
     fine = F.interpolate(coarse, size=_SIZE, mode="bilinear", align_corners=False).unflatten(0, (views, 2))
     return {
-        "images": (fine * 255).round().to(torch.uint8),
+        "images": to_bytes(fine),
         "state": state,
         "instruction": torch.tensor(list(INSTRUCTION.encode()), dtype=torch.uint8),
         "noise": _random(3, config.chunk_size, config.max_action_dim),
@@ -120,7 +120,6 @@ def _answer(policy: Policy, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
             policy.spec.sampler.num_steps,
             config.max_action_dim,
         )
-    assert foresight is not None
     return actions[0].float().cpu(), foresight[0].float().cpu()
 
 

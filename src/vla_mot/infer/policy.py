@@ -2,7 +2,8 @@
 
     policy = Policy.from_pretrained("outputs/demo/policy")
     session = Session(policy, seeds=[0])
-    action = session.act(images={"observation.images.head": frame}, state=state, instruction="pick the red block")
+    images = {"observation.images.head": head, "observation.images.gripper": gripper}  # (3, h, w) uint8 each
+    action = session.act(images, state=state, instruction="pick the red block")
 
 Legend: `B` robots, `V` camera slots, `L` chunk steps, `D` real action dims, `S` real state dims, `h`/`w` a
 camera's own pixels.
