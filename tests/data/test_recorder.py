@@ -5,7 +5,8 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from tests.data.conftest import GRIPPER, HEAD, LENGTHS, SIZE, TASKS, toy_embodiment, toy_episodes
-from vla_mot.data.recorder import _check_videos, dataset_features, record_dataset
+from tests.full_disk import full_disk
+from vla_mot.data.recorder import _check_videos, _disk_errors, dataset_features, record_dataset
 from vla_mot.errors import DatasetError
 
 FEATURES = dataset_features(toy_embodiment(), SIZE, SIZE)
@@ -70,6 +71,19 @@ def test_nothing_to_record_is_an_error(tmp_path, episodes, message):
 def test_recording_says_nothing_of_its_own(tmp_path, capfd):
     record(tmp_path / "toy", itertools.islice(toy_episodes(), 2))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    with full_disk(2000), pytest.raises(OSError, match="Errno"):
+        record(tmp_path / "toy", toy_episodes())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_disk_says_to_the_encoder_is_the_disks():
+    with pytest.raises(OSError, match="nothing was kept of the recording.*No space left"), _disk_errors():
+        raise RuntimeError("Encoder thread for head failed: [Errno 28] No space left on device")
+    with pytest.raises(RuntimeError, match="else"), _disk_errors():
+        raise RuntimeError("something else")
 
 
 def test_lost_frames_are_noticed(recording):

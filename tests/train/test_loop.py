@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.full_disk import full_disk
 from tests.train.runs import MemoryStream, trainer
 
 from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.hub.tensors import Weights
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
-from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.train.checkpoint import Progress, find_checkpoint
 from vla_mot.train.log import read_log
 from vla_mot.train.loop import Trainer
 
@@ -203,3 +204,15 @@ def test_gradient_checkpointing_trains_the_same(tmp_path: Path) -> None:
     thrifty.run()
     assert thrifty.model.stack.gradient_checkpointing
     assert_bitwise_equal(state_of(plain), state_of(thrifty))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_nothing_half_written(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    good = run.save()
+    run.progress = Progress(3, 1.0)
+    with full_disk(4000), pytest.raises(OSError, match=r"cannot be written"):
+        run.save()
+    assert find_checkpoint(tmp_path) == good
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {good.name, "last"}
+    trainer(tmp_path).resume(good)

@@ -70,9 +70,10 @@ def record_dataset(
     """Write episodes, consumed one frame at a time, and return the number of frames.
 
     The dataset appears under `root` only when it is complete and every frame was found again in its videos.
-    Raises DatasetError when `root` exists, there is no episode, an episode is empty, or frames were lost.
+    Raises DatasetError when `root` exists, there is no episode, an episode is empty, or frames were lost, and OSError
+    when the disk does not take it.
     """
-    with _unfinished(Path(root)) as work:
+    with _unfinished(Path(root)) as work, _disk_errors():
         frames = _record(
             _create(work, repo_id, fps, features, robot_type, quality or VideoQuality()), episodes
         )
@@ -94,6 +95,17 @@ def _unfinished(root: Path) -> Iterator[Path]:
         work.rename(root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """lerobot's encoder turns what the disk says into a RuntimeError of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Errno" not in str(error):
+            raise
+        raise OSError(f"nothing was kept of the recording, which could not be written: {error}") from error
 
 
 def _create(

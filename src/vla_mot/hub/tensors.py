@@ -193,12 +193,12 @@ def write_weights(
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file and flush it to disk."""
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-        path,
-        metadata=dict(metadata) if metadata else None,
-    )
+    """Write a safetensors file and flush it to disk. Raises OSError when the disk does not take it."""
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:  # its own name for a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner alone
     with path.open("rb") as file:
         os.fsync(file.fileno())

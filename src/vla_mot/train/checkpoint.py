@@ -56,27 +56,31 @@ def save_checkpoint(
     root = run / "checkpoints"
     final, unfinished = root / f"{progress.step:06d}", root / f".unfinished-{progress.step:06d}"
     shutil.rmtree(unfinished, ignore_errors=True)
-    save_policy(
-        unfinished / POLICY_FOLDER,
-        spec,
-        average.state,
-        golden=record_golden(_averaged_policy(spec, model, average)),
-        training=training,
-    )
-    state = unfinished / STATE_FOLDER
-    state.mkdir()
-    write_tensors(state / "model.safetensors", model.state_dict())
-    write_tensors(state / "optimizer.safetensors", optimizers.tensors())
-    write_json(
-        state / "progress.json",
-        {"step": progress.step, "seconds": progress.seconds, "average_updates": average.updates},
-    )
+    try:
+        golden = record_golden(_averaged_policy(spec, model, average))
+        save_policy(unfinished / POLICY_FOLDER, spec, average.state, golden=golden, training=training)
+        _save_state(unfinished / STATE_FOLDER, progress, model, average, optimizers)
+    except BaseException:  # a full disk is not to be filled with what nobody can use
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     os.replace(unfinished, final)
     _point_last(root, final.name)
     for old in _numbered(root)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _save_state(
+    folder: Path, progress: Progress, model: nn.Module, average: AveragedWeights, optimizers: Optimizers
+) -> None:
+    folder.mkdir()
+    write_tensors(folder / "model.safetensors", model.state_dict())
+    write_tensors(folder / "optimizer.safetensors", optimizers.tensors())
+    write_json(
+        folder / "progress.json",
+        {"step": progress.step, "seconds": progress.seconds, "average_updates": average.updates},
+    )
 
 
 def _averaged_policy(spec: PolicySpec, model: VlaMotModel, average: AveragedWeights) -> Policy:
