@@ -29,6 +29,7 @@ ACT = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from vla_mot import Policy
+assert "torchvision" not in sys.modules, "it takes seconds, and only some checkpoints need it"
 name, commit, place = sys.argv[1:]
 policy = Policy.from_pretrained(name, revision=commit)
 given = load_file(f"{place}/given.safetensors")

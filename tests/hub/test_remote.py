@@ -1,19 +1,18 @@
-"""`fetch` and `push` against a Hub on this machine. The client is a process of its own, as a user's is: huggingface_hub
-reads where the Hub is, whether it may be asked and who asks when it is imported."""
+"""`fetch` and `push` against a Hub on this machine. Every call is a process of its own: see `hub_client`."""
 
 import json
-import os
-import resource
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from tests.hub.loopback_hub import OWNER, READER, STRANGER, Cut, LoopbackHub
+from tests.hub import hub_client
+from tests.hub.loopback_hub import OWNER, READER, STRANGER, Cut, LoopbackHub, client_environment
 
 from vla_mot.errors import CheckpointError
 from vla_mot.hub.remote import Origin, fetch, origin
@@ -33,52 +32,31 @@ SHARDS = {
     "model-1.safetensors": save({"a": np.zeros(3)}),
     "model-2.safetensors": save({"b": np.zeros(4)}),
 }
-CLIENT = """
-import json, logging, sys
-logging.basicConfig(level="WARNING", format="%(message)s")
-from vla_mot.errors import CheckpointError
-from vla_mot.hub.remote import fetch
-from vla_mot.hub.upload import push
-call, arguments, options = json.loads(sys.argv[1])
-try:
-    answer = {"result": str({"fetch": fetch, "push": push}[call](*arguments, **options))}
-except CheckpointError as error:
-    answer = {"error": str(error)}
-heavy = sorted({"torch", "transformers", "diffusers", "lerobot"} & set(sys.modules))
-print(json.dumps(answer | {"heavy": heavy}))
-"""
 
 
 class Client:
     """Calls `fetch` and `push` in fresh processes that share one HF_HOME."""
 
-    def __init__(self, url: str, home: Path) -> None:
-        self.url, self.home, self.log = url, home, ""
+    def __init__(self, server: hub_client.Server, url: str, home: Path) -> None:
+        self.server, self.url, self.home, self.log = server, url, home, ""
+        home.mkdir()
 
-    def start(
-        self, call: str, *arguments: object, env: dict | None = None, limit: int = 0, **options: object
-    ):
-        environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"} | {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(self.home),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
-        task = json.dumps([call, [str(argument) for argument in arguments], options])
+    def start(self, call: str, *arguments: object) -> subprocess.Popen:
+        """Begin a call in a process that can be killed."""
+        task = json.dumps([call, [str(argument) for argument in arguments], {}])
         return subprocess.Popen(
-            [sys.executable, "-c", CLIENT, task],
-            env=environment | (env or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,
+            [sys.executable, hub_client.__file__, task],
+            env=client_environment(self.url, self.home),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
-    def ask(self, call: str, *arguments: object, **options: object) -> dict:
-        out, self.log = (process := self.start(call, *arguments, **options)).communicate(timeout=120)
-        assert process.returncode == 0, self.log
-        answer = json.loads(out)
+    def ask(
+        self, call: str, *arguments: object, env: dict | None = None, limit: int = 0, **options: object
+    ) -> dict:
+        task = [call, [str(argument) for argument in arguments], options]
+        environment = client_environment(self.url, self.home, **(env or {}))
+        answer, self.log = self.server.ask(task, environment, limit, self.home)
         assert answer.pop("heavy") == []
         return answer
 
@@ -95,9 +73,16 @@ def hub():
         yield hub
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[hub_client.Server]:
+    server = hub_client.Server()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def client(hub, tmp_path):
-    return Client(hub.url, tmp_path / "home")
+def client(server, hub, tmp_path):
+    return Client(server, hub.url, tmp_path / "home")
 
 
 def closed_port() -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub.tensors import TensorInfo
@@ -104,6 +103,9 @@ def infer_model(
 
 
 def _qwen(shapes: Shapes, config: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
+    # Here, because torchvision comes with it: seconds that no other checkpoint needs.
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
     und = f"{_QWEN}und_expert."
     layer, visual = f"{und}model.language_model.layers.0.", f"{und}model.visual."
     vocab, hidden = shapes(f"{und}lm_head.weight")
