@@ -80,7 +80,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
 
 
 def test_what_the_disk_says_to_the_encoder_is_the_disks():
-    with pytest.raises(OSError, match="nothing was kept of the recording.*No space left"), _disk_errors():
+    with pytest.raises(OSError, match=r"nothing was kept of the recording.*No space left"), _disk_errors():
         raise RuntimeError("Encoder thread for head failed: [Errno 28] No space left on device")
     with pytest.raises(RuntimeError, match="else"), _disk_errors():
         raise RuntimeError("something else")
