@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.hub.stock_folder import stock_folder
 from tests.model.tiny import tiny_model
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vla_mot.errors import CheckpointError
 from vla_mot.hub.stock import load_backbone
@@ -15,36 +15,7 @@ from vla_mot.hub.stock import load_backbone
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory) -> Path:
     """A random Qwen3-VL of the shape of `tiny_model`'s, saved by transformers itself."""
-    config = tiny_model(0).config.backbone
-    vision = config["vision"]
-    torch.manual_seed(3)
-    text = {
-        "vocab_size": config["vocab_size"],
-        "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
-        "num_hidden_layers": config["num_layers"],
-        "num_attention_heads": config["num_heads"],
-        "num_key_value_heads": config["num_kv_heads"],
-        "head_dim": config["head_dim"],
-    }
-    tower = {
-        "depth": vision["depth"],
-        "hidden_size": vision["hidden_size"],
-        "intermediate_size": vision["intermediate_size"],
-        "num_heads": vision["num_heads"],
-        "patch_size": vision["patch_size"],
-        "spatial_merge_size": vision.get("merge_size", 2),
-        "temporal_patch_size": vision.get("temporal_patch_size", 2),
-        "out_hidden_size": config["hidden_size"],
-        "num_position_embeddings": vision["num_position_embeddings"],
-        "deepstack_visual_indexes": list(vision.get("deepstack_layers", [])),
-    }
-    model = Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(text_config=text, vision_config=tower, tie_word_embeddings=True)
-    )
-    folder = tmp_path_factory.mktemp("stock")
-    model.save_pretrained(folder)
-    return folder
+    return stock_folder(tiny_model(0).config.backbone, tmp_path_factory.mktemp("stock"))
 
 
 def test_the_understanding_expert_is_replaced_and_nothing_else(stock):
