@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread, no window, an empty Hugging Face cache, the golden files."""
 
+import logging
 import os
 import shutil
 import socket
@@ -81,6 +82,16 @@ def _offline_on_one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         _guard_sockets(patch)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_as_a_library() -> Iterator[None]:
+    """A command that ran in this process made the library's log its own; the next test finds it as it was."""
+    logger = logging.getLogger("vla_mot")
+    yield
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,6 @@ def test_mixed_dtypes_survive(copy, kind, tmp_path):
 
 def test_statistics_bind_the_robots_that_are_known(copy, kind, caplog):
     (copy / "stats.json").write_text(json.dumps(statistics()))
-    caplog.set_level("INFO")
     found = opened(copy, kind)
     (robot,) = found.spec.robots
     assert str(robot) == "franka/delta"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from vla_mot.commands import folders
-from vla_mot.commands.console import console
+from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.opening import Opening
 from vla_mot.commands.settings import section
 from vla_mot.hub.released import save_released
@@ -25,6 +25,7 @@ class ConvertConfig(Opening):
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command. What is written appears under `output` when it is whole."""
+    show_library_log()
     wanted = section(ConvertConfig, "", config)
     folders.require_unused(wanted.output)
     found = wanted.open()

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from vla_mot.commands.console import console
+from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.opening import Opening
 from vla_mot.commands.settings import section
 from vla_mot.hub.card import lasting
@@ -23,6 +23,7 @@ class InfoConfig(Opening):
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command."""
+    show_library_log()
     found = section(InfoConfig, "", config).open()
     table = Table.grid(padding=(0, 3, 0, 0))
     for name, value in facts(found).items():

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from vla_mot.commands.console import console
+from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.devices import require_device
 from vla_mot.commands.opening import Opening
 from vla_mot.commands.settings import section
@@ -32,6 +32,7 @@ class VerifyConfig(Opening):
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command. Raises CheckpointError when a check fails."""
+    show_library_log()
     wanted = section(VerifyConfig, "", config)
     found = wanted.open()
     checks = list(verify(found, wanted.device))

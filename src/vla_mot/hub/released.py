@@ -115,7 +115,7 @@ def _recorded_mode(folder: Path) -> str:
         said = _find(read_json(folder / TRAINING_FILE), "action_mode")
         if said in (ABSOLUTE, DELTA):
             return str(said)
-    log.info(
+    log.warning(
         "%s does not say its action mode: taken as %s; action_mode=%s says otherwise", folder, DELTA, ABSOLUTE
     )
     return DELTA
@@ -136,13 +136,13 @@ def _robots(numbers: Mapping[str, Any], action_mode: str, chunk_size: int) -> It
     for name, features in numbers.items():
         embodiment = find_embodiment(name)
         if embodiment is None or embodiment.name in seen:
-            log.info(
+            log.warning(
                 "statistics of %r are kept, but no embodiment of that name is known (conf/embodiment/)", name
             )
             continue
         absent = [f.key for f in (*embodiment.state, *embodiment.action) if f.key not in features]
         if absent:
-            log.info("statistics of %r are kept, but lack %s", name, ", ".join(absent))
+            log.warning("statistics of %r are kept, but lack %s", name, ", ".join(absent))
             continue
         seen.add(embodiment.name)
         yield Robot(embodiment, _statistics(embodiment, features, action_mode, chunk_size))
