@@ -9,6 +9,7 @@ import pytest
 
 from tests.policy.conftest import REPO_ID
 from vla_mot.hub.files import read_json
+from vla_mot.hub.manifest import compare
 from vla_mot.hub.native import read_spec
 from vla_mot.infer.policy import Policy
 
@@ -63,6 +64,9 @@ def test_lerobot_eval_with_its_defaults(native, tmp_path):
 def test_lerobot_train_from_scratch(dataset, tmp_path):
     options = ["--policy.type=vla_mot", "--policy.chunk_size=4", "--policy.n_action_steps=4", "--steps=2"]
     saved = train(dataset, tmp_path / "run", *options, f"--policy.model={json.dumps(SMALL)}")
+    assert (saved / "train_config.json").is_file() and compare(
+        saved
+    ) == []  # `vla-mot verify` and `push` take it
     policy = Policy.from_pretrained(saved)
     assert policy.robot.embodiment.fps == 10
     assert policy.robot.action_mode == "abs"

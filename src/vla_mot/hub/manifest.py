@@ -6,11 +6,15 @@ from pathlib import Path
 
 from vla_mot.errors import CheckpointError
 from vla_mot.hub.files import read_json, sha256, write_json
+from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
 from vla_mot.version import __version__
 
 MANIFEST_FILE, FORMAT = "manifest.json", 1
 _PACKAGES = ("torch", "transformers", "diffusers", "safetensors")
-_FREE = (MANIFEST_FILE, "README.md", ".gitattributes")  # may be written or edited later
+_FREE = (MANIFEST_FILE, "README.md", ".gitattributes", "train_config.json")  # may be written or edited later
+_LEROBOT = (
+    PROCESSOR_FILES.keys()
+)  # lerobot-train writes them again, with its own device; nothing of ours reads them
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def compare(folder: Path) -> list[str]:
     problems = [f"{name} is missing" for name in manifest.files if name not in present]
     problems += [f"{name} is not in the manifest" for name in sorted(present - manifest.files.keys())]
     for name, (digest, size) in manifest.files.items():
-        if name not in present:
+        if name not in present or name in _LEROBOT:
             continue
         if (found := (folder / name).stat().st_size) != size:
             problems.append(f"{name} has {found:,} bytes instead of {size:,}")
