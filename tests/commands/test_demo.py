@@ -4,14 +4,13 @@ import csv
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.interrupting import interrupt_when, vla_mot_process
 from vla_mot.commands.folders import read_facts
 from vla_mot.evaluate.results import Evaluation
 from vla_mot.infer.policy import Policy
@@ -29,13 +28,8 @@ def made(output: Path) -> dict[str, int]:
 def test_interrupted_then_finished_then_nothing_to_do(tmp_path, vla_mot):
     output = tmp_path / "demo"
     command = [sys.executable, "-m", "vla_mot.commands.main", "demo", f"output={output}", *SETTINGS]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 400
-    while not (output / "run" / "checkpoints" / "000002").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    with vla_mot_process("demo", f"output={output}", *SETTINGS) as process:
+        err = interrupt_when(process, (output / "run" / "checkpoints" / "000002").exists)
     assert process.returncode == 130, err
     assert "the same command goes on from there" in err
     kept = int(os.readlink(output / "run" / "checkpoints" / "last"))

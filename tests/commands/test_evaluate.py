@@ -1,13 +1,10 @@
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.interrupting import interrupt_when, vla_mot_process
 from vla_mot.commands.arms import DEMO_ARMS, ArmSpec, untrained
 from vla_mot.commands.folders import find_policy, run_of
 from vla_mot.evaluate.results import Evaluation
@@ -149,14 +146,12 @@ def test_a_policy_at_the_root_lies_in_no_run():
 @pytest.mark.parametrize("words", [("evaluate", "controller=expert", "videos=100"), ("data", "record")])
 def test_ctrl_c_leaves_nothing_and_the_same_command_starts_again(vla_mot, tmp_path, words):
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "vla_mot.commands.main", *words, f"output={output}"]
-    process = subprocess.Popen([*command, "episodes=5000"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
-    while not any(path.is_file() for path in tmp_path.rglob("*")):  # a film, or a part of the dataset
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+
+    def something_written() -> bool:  # a film, or a part of the dataset
+        return any(path.is_file() for path in tmp_path.rglob("*"))
+
+    with vla_mot_process(*words, f"output={output}", "episodes=5000") as process:
+        err = interrupt_when(process, something_written)
     assert process.returncode == 130, err
     assert f"interrupted. Nothing was written to {output}; the same command starts again." in err
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,6 @@
+import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.interrupting import interrupt_when, vla_mot_process
 from vla_mot.infer.policy import Policy
 from vla_mot.train.log import read_log
 
@@ -161,14 +159,12 @@ def test_one_run_per_value(vla_mot, training, tmp_path):
 def test_ctrl_c_leaves_a_resumable_run(vla_mot, training, tmp_path):
     run, whole = tmp_path / "run", tmp_path / "whole"
     settings = ("train.steps=400", "train.save_every=1000", "train.val_every=1000", "train.schedule=constant")
-    command = [sys.executable, "-m", "vla_mot.commands.main", *training, f"output={run}", *settings]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while len([r for r in read_log(run) if r["kind"] == "train"] if run.exists() else []) < 3:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+
+    def three_steps_done() -> bool:
+        return run.exists() and len([r for r in read_log(run) if r["kind"] == "train"]) >= 3
+
+    with vla_mot_process(*training, f"output={run}", *settings) as process:
+        err = interrupt_when(process, three_steps_done)
     assert process.returncode == 130
     assert f"vla-mot posttrain resume={run}" in err
     assert "Traceback" not in err
@@ -178,3 +174,12 @@ def test_ctrl_c_leaves_a_resumable_run(vla_mot, training, tmp_path):
     whole_run = (*training, *settings, f"output={whole}", f"train.steps={kept + 2}")
     assert vla_mot(*whole_run).code == 0
     assert_same_weights(run, whole)
+
+
+def test_a_policy_does_not_say_where_it_was_trained(trained, dataset):
+    """`training.json` travels with the policy, perhaps onto the Hub."""
+    text = (trained / "checkpoints" / "last" / "pretrained_model" / "training.json").read_text()
+    told = json.loads(text)
+    assert told["data"]["root"] == dataset.name
+    assert str(dataset.parent) not in text and str(trained.parent) not in text
+    assert told["train"]["steps"] == 4

@@ -120,7 +120,23 @@ def make_trainer(
         rows = _spread(torch.arange(len(data.validation)), config.train.val_samples)
         parts = rows.split(config.train.batch_size)
         validation = [collate(data.validation.__getitems__(part)) for part in parts]
-    return Trainer(model, data.spec, stream, validation, config.train, run, plain)
+    return Trainer(model, data.spec, stream, validation, config.train, run, portable(plain))
+
+
+def portable(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the places of one machine: absolute paths keep only their last name.
+
+    It travels with the policy, perhaps onto the Hub, where nobody else's folders belong.
+    """
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): shortened(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [shortened(inner) for inner in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return {str(key): shortened(value) for key, value in plain.items()}
 
 
 def spread_rows(dataset: WindowDataset, count: int) -> torch.Tensor:
