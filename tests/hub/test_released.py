@@ -135,16 +135,19 @@ def test_the_action_mode_is_read_where_it_is_written(copy, kind):
 
 
 def test_a_policy_of_several_robots_acts_once_one_was_chosen(copy, kind, tmp_path):
-    told = statistics() | {"aloha": {"action": numbers(14), "observation.state": numbers(14)}}
-    shapes = architecture(kind)
-    (copy / "stats.json").write_text(json.dumps({"Franka": told["Franka"]}))
-    policy = Policy.from_pretrained(copy, architecture=shapes)
-    assert policy.robot.embodiment.name == "franka"
-    policy.save_pretrained(tmp_path / "ours")
-    again = Policy.from_pretrained(tmp_path / "ours", embodiment="Franka", action_mode="delta")
-    assert again.robot == again.spec.robot("franka")
-    with pytest.raises(ConfigError, match="no robot with embodiment 'aloha'"):
-        policy.for_robot("aloha")
+    told = {"Franka": statistics()["Franka"]}
+    told["aloha"] = {"action": numbers(14), "observation.state": numbers(14)}
+    (copy / "stats.json").write_text(json.dumps(told))
+    found = open_checkpoint(copy, architecture=architecture(kind), action_mode="abs")
+    assert [str(robot) for robot in found.spec.robots] == ["franka/abs", "aloha/abs"]
+    policy = Policy.from_pretrained(copy, architecture=architecture(kind), action_mode="abs")
+    with pytest.raises(ConfigError, match="fits 2 robots of the policy: franka/abs, aloha/abs"):
+        _ = policy.robot
+    assert policy.for_robot("Franka").robot.embodiment.name == "franka"
+    chosen = Policy.from_pretrained(copy, architecture=architecture(kind), embodiment="aloha")
+    assert str(chosen.robot) == "aloha/delta"
+    with pytest.raises(ConfigError, match="no robot with embodiment 'toaster'"):
+        Policy.from_pretrained(copy, architecture=architecture(kind), embodiment="toaster")
 
 
 def test_what_shapes_leave_open_must_be_said(goldens, kind):

@@ -68,8 +68,7 @@ class Policy:
         Raises CheckpointError when anything is missing, damaged or does not fit, ConfigError for an unknown robot.
         """
         found = open_checkpoint(name, revision=revision, token=token, action_mode=action_mode, **overrides)
-        chosen = embodiment is not None or action_mode is not None
-        robot = found.spec.robot(embodiment, action_mode) if chosen and found.spec.robots else None
+        robot = _named_robot(found.spec, embodiment, action_mode)
         return cls(found.load(device=device, dtype=dtype), found.spec, robot)
 
     def for_robot(self, embodiment: str | None = None, action_mode: str | None = None) -> "Policy":
@@ -169,3 +168,16 @@ class Policy:
         shape = (self.spec.model.chunk_size, self.spec.model.max_action_dim)
         index = torch.tensor(list(seeds), dtype=torch.int64)
         return keyed_normal(0, call, _SAMPLING_STREAM, index, shape)
+
+
+def _named_robot(spec: PolicySpec, embodiment: str | None, action_mode: str | None) -> Robot | None:
+    """The robot of that name; without a name, the only one in that action mode, or None where there are several.
+
+    Raises ConfigError when the checkpoint knows none that fits.
+    """
+    if embodiment is not None:
+        return spec.robot(embodiment, action_mode)
+    fitting = [robot for robot in spec.robots if action_mode in (None, robot.action_mode)]
+    if spec.robots and not fitting:
+        return spec.robot(action_mode=action_mode)
+    return fitting[0] if len(fitting) == 1 else None
