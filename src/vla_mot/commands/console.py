@@ -60,15 +60,19 @@ def progress(title: str) -> Iterator[Advance]:
 
 def _lines(title: str) -> Advance:
     started = last = time.monotonic()
+    first: tuple[int, float] | None = None  # a resumed run begins in the middle, which took no time here
 
     def advance(done: int, total: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
+        first = first or (done, now)
         if now - last < _LINE_EVERY and done < total:
             return
         last = now
-        left = (now - started) / max(done, 1) * (total - done)
-        eta = f", {clock(left)} left" if done < total else f", {clock(now - started)}"
+        eta = f", {clock(now - started)}"
+        if done < total:
+            pace = (now - first[1]) / (done - first[0]) if done > first[0] else None
+            eta = f", {clock(pace * (total - done))} left" if pace is not None else ""
         console.print(f"{title}: {done}/{total}{eta}{'  ' + note if note else ''}")
 
     return advance
