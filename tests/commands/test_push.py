@@ -111,7 +111,7 @@ def test_a_policy_outside_a_run_says_what_it_knows_itself(run, tmp_path):
         ({"private": "perhaps"}, "private: expected true or false, got 'perhaps'"),
         ({"revision": "a..b"}, "revision 'a..b' is no branch to upload to"),
         ({"message": "''"}, "message: expected the commit's first line"),
-        ({"datasets": "[/home/me/data]"}, "datasets: expected ids of Hub repositories"),
+        ({"datasets": "[/disk/data]"}, "datasets: expected ids of Hub repositories"),
         ({"licence": "mit"}, "unknown key 'licence'. Did you mean 'license'?"),
     ],
 )

@@ -111,7 +111,7 @@ def test_the_example_names_things_that_exist():
         ({"license": "other"}, "license_name goes with license=other"),
         ({"license_name": "my terms"}, "license_name goes with license=other"),
         ({"robots": ()}, "at least one embodiment"),
-        ({"datasets": ("/home/me/data",)}, "datasets: expected ids of Hub repositories"),
+        ({"datasets": ("/disk/data",)}, "datasets: expected ids of Hub repositories"),
         ({"base_model": ("outputs/run/policy",)}, "base_model: expected ids of Hub repositories"),
     ],
 )

@@ -17,9 +17,9 @@ from vla_mot.robots.robot import Robot
 NAME, LICENSE = "org/policy", "apache-2.0"
 TRAINING = {
     "train": {"steps": 6000, "batch_size": 128, "lr": 5e-5, "optimizer": "muon", "betas": [0.9, 0.95]},
-    "data": {"root": "/home/somebody/data/conveyor", "repo_id": None},
+    "data": {"root": "/disk/somebody/data/conveyor", "repo_id": None},
     "backbone": {"weights": "Qwen/Qwen3-VL-2B-Instruct"},
-    "init_from": "/home/somebody/outputs/earlier",
+    "init_from": "/disk/somebody/outputs/earlier",
 }
 
 
