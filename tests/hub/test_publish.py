@@ -71,7 +71,7 @@ def test_a_checkpoint_says_how_it_was_trained_but_not_where(folder):
     }
     assert facts.dataset == "conveyor, 100 training frames"
     assert facts.versions == versions()
-    assert "/home" not in model_card(facts)
+    assert "/disk" not in model_card(facts)
     finished = checkpoint_facts(open_checkpoint(folder), NAME, license=LICENSE, steps=6000)
     assert finished.training["steps"] == 6000
     assert "steps" not in checkpoint_facts(open_checkpoint(folder), NAME, license=LICENSE).training
