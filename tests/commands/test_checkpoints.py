@@ -79,6 +79,20 @@ def other_weights(folder: Path) -> None:
     rehash(folder)
 
 
+def other_recording(folder: Path) -> None:
+    recorded = load_file(folder / "golden.safetensors")
+    recorded["conveyor/delta:instruction"] = torch.full((4,), 255, dtype=torch.uint8)  # no UTF-8
+    save_file(recorded, folder / "golden.safetensors")
+    rehash(folder)
+
+
+def misshapen_recording(folder: Path) -> None:
+    recorded = load_file(folder / "golden.safetensors")
+    recorded["conveyor/delta:noise"] = torch.zeros(2, 3)
+    save_file(recorded, folder / "golden.safetensors")
+    rehash(folder)
+
+
 def rehash(folder: Path) -> None:
     """A manifest that fits again, as if the change had been made with care."""
     from vla_mot.hub.manifest import write_manifest
@@ -99,6 +113,8 @@ def rehash(folder: Path) -> None:
         (lambda folder: (folder / "manifest.json").write_text("{}"), "files", "is of format None"),
         (other_statistics, "golden answer", "actions differ by"),
         (other_weights, "golden answer", "actions differ by"),
+        (other_recording, "golden answer", "cannot be replayed"),
+        (misshapen_recording, "golden answer", "cannot be replayed"),
     ],
 )
 def test_a_damaged_checkpoint_is_found(vla_mot, nano, damage, check, message):

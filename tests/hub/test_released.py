@@ -17,6 +17,7 @@ from vla_mot.hub.released import save_released
 from vla_mot.hub.tensors import Weights
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.verify import verify
+from vla_mot.model.model import VlaMotModel
 
 ARCHITECTURES = Path(__file__).parents[1] / "goldens"
 KINDS = ["a1_3b_tiny", "a1_2b_tiny"]
@@ -148,6 +149,22 @@ def test_a_policy_of_several_robots_acts_once_one_was_chosen(copy, kind, tmp_pat
     assert str(chosen.robot) == "aloha/delta"
     with pytest.raises(ConfigError, match="no robot with embodiment 'toaster'"):
         Policy.from_pretrained(copy, architecture=architecture(kind), embodiment="toaster")
+
+
+def test_training_starts_from_the_released_layout_too(goldens, kind):
+    found = opened(goldens / kind, kind)
+    model = VlaMotModel(found.spec.model)
+    found.load_into(model)
+    loaded = found.load().state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
+def test_statistics_without_a_count_are_no_traceback(copy, kind):
+    told = {"Franka": statistics()["Franka"]}
+    told["Franka"]["states.joint.position"]["count"] = []
+    (copy / "stats.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match="a value of the wrong kind"):
+        opened(copy, kind)
 
 
 def test_what_shapes_leave_open_must_be_said(goldens, kind):

@@ -75,7 +75,7 @@ def read_spec(folder: Path) -> PolicySpec:
         return replace(spec, released=_read_released_files(folder)) if converted else spec
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}: config.json or stats.json holds a value of the wrong kind ({error!r}); write it again."
         ) from error

@@ -75,7 +75,7 @@ def read_released(
         )
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
