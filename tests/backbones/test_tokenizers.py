@@ -1,4 +1,5 @@
 import json
+import pickle
 from contextlib import suppress
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from vla_mot.backbones.tokenizers import encode, make_tokenizer
+from vla_mot.backbones.tokenizers import TextEncoder, make_tokenizer
 from vla_mot.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ def test_the_qwen_vocabulary_is_the_exact_one() -> None:
 
 
 def test_texts_are_cut_or_right_padded() -> None:
-    ids, mask = encode(["ab", "abcdef", ""], make_tokenizer("byte"), 4, 256, 257)
+    ids, mask = TextEncoder("byte", 4, 256, 257)(["ab", "abcdef", ""])
     assert torch.equal(ids, torch.tensor([[97, 98, 256, 256], [97, 98, 99, 100], [256] * 4]))
     assert torch.equal(mask.sum(1), torch.tensor([2, 4, 0]))
     assert mask[0].tolist() == [True, True, False, False]
@@ -32,7 +33,7 @@ def test_texts_are_cut_or_right_padded() -> None:
 
 def test_a_token_that_has_no_embedding_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"gives token 99 for 'abc', but backbone.vocab_size is 99"):
-        encode(["a", "abc"], make_tokenizer("byte"), 4, 0, 99)
+        TextEncoder("byte", 4, 0, 99)(["a", "abc"])
 
 
 def test_an_unknown_tokenizer_suggests_the_nearest() -> None:
@@ -61,8 +62,10 @@ def test_a_local_folder_is_a_tokenizer_and_adds_nothing_to_the_text(folder: Path
     tokenizer = make_tokenizer(str(folder))
     assert tokenizer("pick the red block") == [3, 4, 2, 5]
     assert tokenizer("") == []
-    ids, mask = encode(["the block", "pick"], tokenizer, 3, 9, 10)
-    assert ids.tolist() == [[4, 5, 9], [3, 9, 9]] and mask.sum(1).tolist() == [2, 1]
+    encode = TextEncoder(str(folder), 3, 9, 10)
+    for one in (encode, pickle.loads(pickle.dumps(encode))):
+        ids, mask = one(["the block", "pick"])
+        assert ids.tolist() == [[4, 5, 9], [3, 9, 9]] and mask.sum(1).tolist() == [2, 1]
 
 
 def test_a_folder_is_found_from_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

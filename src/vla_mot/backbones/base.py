@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class UnderstandingExpert(nn.Module, ABC):
 
     geometry: Geometry
     hidden_size: int
+    tokenize: Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+    """Instructions → token ids `(B, N)` int64 and mask `(B, N)` bool; picklable (`tokenizers.TextEncoder`)."""
     causal: bool = False
     """Whether understanding tokens see only earlier ones, as language models are trained, or each other."""
 
@@ -75,10 +77,6 @@ class UnderstandingExpert(nn.Module, ABC):
 
         images: `(B, V, 3, H, W)` float in [0, 1]. view_mask: `(B, V)` bool. token_ids, token_mask: `(B, N)`.
         """
-
-    @abstractmethod
-    def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Instructions → token ids `(B, N)` int64 and mask `(B, N)` bool, cut or right-padded to N."""
 
 
 def build_backbone(config: Mapping[str, Any]) -> UnderstandingExpert:

@@ -10,7 +10,7 @@ Legend: `B` batch, `V` views, `P` patches per view, `T` = P · ratio² image tok
 `U` understanding tokens, `D` text width, `E` vision width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from vla_mot.backbones.base import UnderstandingExpert, Understood
-from vla_mot.backbones.tokenizers import check_vocabulary, encode, make_tokenizer
+from vla_mot.backbones.tokenizers import TextEncoder, check_vocabulary
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
 from vla_mot.nn.norm import RMSNorm, replace_norms
@@ -143,7 +143,9 @@ class InternVL3Expert(UnderstandingExpert):
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
         if not config.tied:  # kept for the checkpoint, read by nobody
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False).requires_grad_(False)
-        self._encode = make_tokenizer(config.tokenizer)
+        self.tokenize = TextEncoder(
+            config.tokenizer, config.text_length, config.pad_token_id, config.vocab_size
+        )
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD), persistent=False)
 
@@ -171,10 +173,6 @@ class InternVL3Expert(UnderstandingExpert):
     def reset_buffers(self, device: torch.device | str) -> None:
         self.pixel_mean = torch.tensor(IMAGENET_MEAN, device=device)
         self.pixel_std = torch.tensor(IMAGENET_STD, device=device)
-
-    def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        c = self.config
-        return encode(instructions, self._encode, c.text_length, c.pad_token_id, c.vocab_size)
 
     def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
         words = self._words(token_ids)

@@ -7,7 +7,7 @@ Legend: `B` batch, `V` views, `P` patches per view, `T` = P / merge² image toke
 `U` = V·(T + 2) + N tokens, `D` text width, `E` vision width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLay
 
 from vla_mot.backbones.base import UnderstandingExpert, Understood
 from vla_mot.backbones.qwen3_vl_vision import VisionConfig, VisionTower
-from vla_mot.backbones.tokenizers import check_vocabulary, encode, make_tokenizer
+from vla_mot.backbones.tokenizers import TextEncoder, check_vocabulary
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
 from vla_mot.nn.norm import RMSNorm, replace_norms
@@ -118,7 +118,9 @@ class Qwen3VLExpert(UnderstandingExpert):
         self.visual.deepstack_merger_list[read:].requires_grad_(False)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
-        self._encode = make_tokenizer(config.tokenizer)
+        self.tokenize = TextEncoder(
+            config.tokenizer, config.text_length, config.pad_token_id, config.vocab_size
+        )
 
     @property
     def stock_names(self) -> tuple[tuple[str, str], ...]:
@@ -142,10 +144,6 @@ class Qwen3VLExpert(UnderstandingExpert):
 
     def reset_buffers(self, device: torch.device | str) -> None:
         self.visual.reset_buffers(device)
-
-    def tokenize(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        c = self.config
-        return encode(instructions, self._encode, c.text_length, c.pad_token_id, c.vocab_size)
 
     def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
         vision, deepstack = self.visual(self.patchify(images), deepstack=self.config.deepstack)

