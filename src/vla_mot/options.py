@@ -44,6 +44,9 @@ def fit(kind: Any, name: str, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in choices:
             return None
+        lists = [choice for choice in choices if get_origin(choice) is tuple]
+        if lists and isinstance(value, list | tuple):
+            return fit(lists[0], name, value)
         return fit(next(c for c in choices if c is not type(None)), name, value)
     if origin is Literal:
         if value not in choices:
@@ -56,7 +59,11 @@ def fit(kind: Any, name: str, value: Any) -> Any:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(_mismatch(name, describe(kind), value))
-        return dict(value)
+        inner = choices[1] if len(choices) == 2 else Any
+        return {
+            key: fit(inner, f"{name}.{key}", item) if is_dataclass(inner) else item
+            for key, item in value.items()
+        }
     return _scalar(kind, name, value)
 
 
