@@ -11,7 +11,7 @@ from vla_mot.flow.matching import (
     noise_level_embedding,
     velocity,
 )
-from vla_mot.flow.noise import keyed_uniform
+from vla_mot.keyed import keyed_uniform
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

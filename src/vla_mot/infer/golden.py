@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from vla_mot.batch import Observation
 from vla_mot.errors import CheckpointError
-from vla_mot.flow.noise import keyed_normal
 from vla_mot.infer.policy import Policy
+from vla_mot.keyed import keyed_normal
 from vla_mot.robots.images import resize_with_pad, to_bytes
 from vla_mot.robots.normalization import EPS
 

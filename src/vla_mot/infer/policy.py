@@ -20,7 +20,6 @@ from torch import Tensor
 
 from vla_mot.batch import ActionChunk, Observation
 from vla_mot.errors import ConfigError
-from vla_mot.flow.noise import keyed_normal
 from vla_mot.hub.card import model_card
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.manifest import versions
@@ -28,6 +27,7 @@ from vla_mot.hub.native import save_policy
 from vla_mot.hub.publish import card_facts
 from vla_mot.hub.spec import PolicySpec
 from vla_mot.hub.upload import MESSAGE, push, require_target
+from vla_mot.keyed import keyed_normal
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor
 from vla_mot.robots.robot import Robot

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vla_mot.batch import Batch
 from vla_mot.flow.matching import NoiseLevelConfig
-from vla_mot.flow.noise import keyed_normal, keyed_uniform
+from vla_mot.keyed import keyed_normal, keyed_uniform
 from vla_mot.model.model import Losses
 
 FIXED_STEP = -1  # the step that keys noise which never changes: of validation losses

@@ -1,6 +1,6 @@
 """The training loop: steps, averaging, validation, checkpoints, and a stop that loses nothing.
 
-Everything random is keyed (`flow.noise`, the stream's order), so the state of a run is its weights, its averaged
+Everything random is keyed (`vla_mot.keyed`, the stream's order), so the state of a run is its weights, its averaged
 weights, its optimizer and its step: a killed and resumed run equals an uninterrupted one bit by bit on CPU.
 """
 

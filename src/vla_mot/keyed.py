@@ -1,8 +1,9 @@
-"""Noise that depends only on (seed, step, global sample index, draw), never on who computes it.
+"""Random numbers that depend only on (seed, step, stream, index), never on who computes them.
 
 A counter-based generator: every number is a hash of its coordinates (SplitMix64's finalizer, applied to each
 coordinate in turn), so two ranks draw what one would, a resumed run draws what an uninterrupted one would, and
-there is no state to save. The numbers serve training noise, not cryptography.
+there is no state to save. The numbers serve training (noise, noise levels, augmentation), not cryptography. This
+module stands below everything that draws and imports nothing of ours.
 
 Legend: `B` batch, `K` draws, `M` numbers per draw.
 """

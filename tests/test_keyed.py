@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from vla_mot.flow.noise import keyed_normal, keyed_uniform
+from vla_mot.keyed import keyed_normal, keyed_uniform
 
 ROWS = torch.arange(8)
 
