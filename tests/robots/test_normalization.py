@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from vla_mot.errors import ConfigError
-from vla_mot.robots.normalization import FeatureStatistics, Statistics, pad_last, summarize
+from vla_mot.robots.normalization import (
+    QUANTILES,
+    CountedDataset,
+    FeatureStatistics,
+    Origin,
+    Statistics,
+    pad_last,
+    summarize,
+)
 
 
 def statistics(**changes) -> Statistics:
@@ -54,6 +62,47 @@ def test_statistics_survive_json():
         torch.equal(getattr(back.action, k), getattr(mine.action, k)) for k in ("mean", "std", "min", "max")
     )
     assert back.state.count == 10
+
+
+def test_what_is_not_known_is_not_written():
+    """Statistics from before there were quantiles: the same bytes again."""
+    told = statistics().to_dict()
+    assert list(told) == ["embodiment", "action_mode", "chunk_size", "observation.state", "action"]
+    assert list(told["action"]) == ["mean", "std", "min", "max", "count"]
+    assert json.dumps(Statistics.from_dict(told).to_dict()) == json.dumps(told)
+
+
+def test_quantiles_and_the_datasets_survive_json():
+    feature = summarize([torch.randn(10, 3)])
+    rows = {name: torch.rand(3) for name in QUANTILES}
+    origin = Origin("abc", (CountedDataset("toy", "def", 60, 4), CountedDataset("other", "012", 7, 1)))
+    mine = statistics(action=FeatureStatistics(**vars(feature) | {"quantiles": rows}), computed_on=origin)
+    back = Statistics.from_dict(json.loads(json.dumps(mine.to_dict())))
+    assert back.computed_on == origin
+    assert back.state.quantiles == {}
+    assert back.action.quantiles.keys() == rows.keys()
+    assert all(torch.equal(back.action.quantiles[name], rows[name]) for name in rows)
+
+
+def test_features_are_joined_with_the_quantiles_that_all_have():
+    one, other = (summarize([torch.randn(10, width)]) for width in (3, 1))
+    both = {"q01": torch.rand(3), "q99": torch.rand(3)}
+    one = FeatureStatistics(**vars(one) | {"quantiles": both})
+    other = FeatureStatistics(**vars(other) | {"quantiles": {"q99": torch.rand(1)}})
+    joined = FeatureStatistics.joined([one, other])
+    assert torch.equal(joined.std, torch.cat([one.std, other.std]))
+    assert joined.quantiles.keys() == {"q99"}
+    assert joined.quantiles["q99"].shape == (4,)
+    assert FeatureStatistics.joined([]).mean.shape == (0,)
+
+
+def test_a_feature_without_dimensions_is_normalized_too():
+    nothing = summarize([torch.empty(7, 0), torch.empty(2, 0)])
+    assert (nothing.count, nothing.mean.shape) == (9, (0,))
+    assert nothing.normalize(torch.empty(5, 0)).shape == (5, 0)
+    back = FeatureStatistics.from_dict(json.loads(json.dumps(nothing.to_dict())))
+    assert back.std.shape == (0,)
+    assert back.count == 9
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vla_mot.errors import CheckpointError, ConfigError
@@ -26,9 +25,8 @@ from vla_mot.hub.tensors import WEIGHTS_FILE, Weights, write_tensors
 from vla_mot.model.config import ModelConfig
 from vla_mot.robots.actions import ABSOLUTE, DELTA
 from vla_mot.robots.catalog import find_embodiment
-from vla_mot.robots.embodiment import Embodiment, Field
-from vla_mot.robots.normalization import FeatureStatistics, Statistics
 from vla_mot.robots.robot import Robot
+from vla_mot.robots.statistics_file import lacking, released_statistics
 
 log = logging.getLogger(__name__)
 
@@ -140,32 +138,8 @@ def _robots(numbers: Mapping[str, Any], action_mode: str, chunk_size: int) -> It
                 "statistics of %r are kept, but no embodiment of that name is known (conf/embodiment/)", name
             )
             continue
-        absent = [f.key for f in (*embodiment.state, *embodiment.action) if f.key not in features]
-        if absent:
+        if absent := lacking(embodiment, features):
             log.warning("statistics of %r are kept, but lack %s", name, ", ".join(absent))
             continue
         seen.add(embodiment.name)
-        yield Robot(embodiment, _statistics(embodiment, features, action_mode, chunk_size))
-
-
-def _statistics(
-    embodiment: Embodiment, features: Mapping[str, Any], action_mode: str, chunk_size: int
-) -> Statistics:
-    return Statistics(
-        embodiment=embodiment.name,
-        action_mode=action_mode,
-        chunk_size=chunk_size,
-        state=_joined(embodiment.state, features),
-        action=_joined(embodiment.action, features),
-    )
-
-
-def _joined(fields: tuple[Field, ...], features: Mapping[str, Any]) -> FeatureStatistics:
-    parts = [FeatureStatistics.from_dict(features[f.key]) for f in fields]
-    return FeatureStatistics(
-        mean=torch.cat([part.mean for part in parts]),
-        std=torch.cat([part.std for part in parts]),
-        min=torch.cat([part.min for part in parts]),
-        max=torch.cat([part.max for part in parts]),
-        count=parts[0].count,
-    )
+        yield Robot(embodiment, released_statistics(embodiment, features, action_mode, chunk_size))

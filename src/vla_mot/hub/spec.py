@@ -10,9 +10,9 @@ from vla_mot.errors import ConfigError
 from vla_mot.model.config import ModelConfig
 from vla_mot.options import at_least, fit
 from vla_mot.robots.embodiment import Embodiment
-from vla_mot.robots.normalization import Statistics
 from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot, choose_robot
+from vla_mot.robots.statistics_file import native_content, read_native
 
 TYPE = "vla_mot"
 WeightsDtype = Literal["float32", "bfloat16", "mixed"]
@@ -115,11 +115,7 @@ class PolicySpec:
 
     def statistics_dict(self) -> dict[str, Any]:
         """The content of `stats.json`: embodiment → action mode → statistics."""
-        content: dict[str, Any] = {}
-        for robot in self.robots:
-            modes = content.setdefault(robot.embodiment.name, {})
-            modes[robot.action_mode] = robot.statistics.to_dict()
-        return content
+        return native_content(robot.statistics for robot in self.robots)
 
     @classmethod
     def from_dicts(cls, config: Mapping[str, Any], statistics: Mapping[str, Any]) -> "PolicySpec":
@@ -136,12 +132,7 @@ class PolicySpec:
                 f"config.json describes embodiments {', '.join(embodiments) or 'none'}, but stats.json has statistics "
                 f"of {', '.join(statistics) or 'none'}."
             )
-        robots = []
-        for name, modes in statistics.items():
-            for mode, told in modes.items():
-                numbers = Statistics.from_dict(told)
-                numbers.require(embodiment=name, action_mode=mode, chunk_size=numbers.chunk_size)
-                robots.append(Robot(embodiments[name], numbers))
+        robots = [Robot(embodiments[numbers.embodiment], numbers) for numbers in read_native(statistics)]
         chosen = {key: config.get(key) for key in ("embodiment", "action_mode")}
         if any(chosen.values()):
             choose_robot(robots, **chosen)

@@ -6,28 +6,38 @@ are those of real chunk windows *after* the state at the chunk's start was subtr
 Legend: `n` rows, `D` real dims of one feature, `P` padded dims, `...` any leading axes.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vla_mot.errors import ConfigError
+from vla_mot.options import section
+from vla_mot.robots.moments import Moments, moments
 
 EPS = 1e-6
+QUANTILES: Mapping[str, float] = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+"""LeRobot's names of the quantiles that statistics may hold, and the share of the rows that lies below each."""
 _NUMBERS = ("mean", "std", "min", "max")
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean, standard deviation, minimum and maximum of one feature: `(D,)` float32 each, and the row count."""
+    """Mean, standard deviation, minimum and maximum of one feature: `(D,)` float32 each, and the row count.
+
+    quantiles: `(D,)` float32 under names of `QUANTILES`; those that are known, none in old checkpoints. They are shown
+    and stored, normalization does not use them.
+    """
 
     mean: Tensor
     std: Tensor
     min: Tensor
     max: Tensor
     count: int
+    quantiles: Mapping[str, Tensor] = field(default_factory=dict)
 
     def normalize(self, x: Tensor) -> Tensor:
         """`(..., D)` in physical units → `(..., D)` with mean 0 and deviation 1."""
@@ -39,7 +49,9 @@ class FeatureStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, in the layout of `stats.json`."""
-        return {name: getattr(self, name).tolist() for name in _NUMBERS} | {"count": [self.count]}
+        numbers = {name: getattr(self, name).tolist() for name in _NUMBERS}
+        quantiles = {name: self.quantiles[name].tolist() for name in QUANTILES if name in self.quantiles}
+        return numbers | quantiles | {"count": [self.count]}
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> "FeatureStatistics":
@@ -47,11 +59,60 @@ class FeatureStatistics:
         missing = [name for name in _NUMBERS if name not in spec]
         if missing:
             raise ConfigError(f"statistics lack {', '.join(missing)}; found {', '.join(sorted(spec))}.")
-        numbers = {name: torch.tensor(spec[name], dtype=torch.float32) for name in _NUMBERS}
+        names = (*_NUMBERS, *(name for name in QUANTILES if name in spec))
+        numbers = {name: torch.tensor(spec[name], dtype=torch.float32) for name in names}
         if len({tuple(value.shape) for value in numbers.values()}) != 1:
             shapes = {name: tuple(value.shape) for name, value in numbers.items()}
             raise ConfigError(f"statistics of one feature must have one shape, got {shapes}.")
-        return cls(**numbers, count=int(spec.get("count", [0])[0]))
+        quantiles = {name: numbers.pop(name) for name in names if name in QUANTILES}
+        return cls(**numbers, count=int(spec.get("count", [0])[0]), quantiles=quantiles)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[FeatureStatistics]") -> "FeatureStatistics":
+        """Features one after another, as an embodiment lists them; without any, those of no dimension.
+
+        The count is the first one's; quantiles are kept where every part has them.
+        """
+
+        def cat(name: str) -> Tensor:
+            return torch.cat([torch.empty(0), *(getattr(part, name) for part in parts)])
+
+        known = [name for name in QUANTILES if parts and all(name in part.quantiles for part in parts)]
+        return cls(
+            **{name: cat(name) for name in _NUMBERS},
+            count=parts[0].count if parts else 0,
+            quantiles={name: torch.cat([part.quantiles[name] for part in parts]) for name in known},
+        )
+
+    @classmethod
+    def of(cls, rows: Moments, quantiles: Mapping[str, Tensor] | None = None) -> "FeatureStatistics":
+        """From float64 moments (and quantiles) to the float32 that normalizes."""
+        return cls(
+            mean=rows.mean.float(),
+            std=rows.std.float(),
+            min=rows.min.float(),
+            max=rows.max.float(),
+            count=rows.count,
+            quantiles={name: value.float() for name, value in (quantiles or {}).items()},
+        )
+
+
+@dataclass(frozen=True)
+class CountedDataset:
+    """One dataset that statistics were computed on: its name, the hash of its content, and what of it was counted."""
+
+    name: str
+    content_hash: str
+    frames: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What statistics were computed on. content_hash: of all datasets' contents and the episodes chosen of them."""
+
+    content_hash: str
+    datasets: tuple[CountedDataset, ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +121,7 @@ class Statistics:
 
     embodiment: its name. action_mode: `delta` or `abs`. chunk_size: steps of the windows that were counted;
     delta statistics depend on it. Training or running with another embodiment, mode or chunk length is refused.
+    computed_on: the datasets, where that is known.
     """
 
     embodiment: str
@@ -67,6 +129,7 @@ class Statistics:
     chunk_size: int
     state: FeatureStatistics
     action: FeatureStatistics
+    computed_on: Origin | None = None
 
     def require(self, *, embodiment: str, action_mode: str, chunk_size: int) -> None:
         """Raise ConfigError unless these statistics were computed for exactly this use."""
@@ -83,12 +146,14 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in a checkpoint."""
+        origin = self.computed_on
         return {
             "embodiment": self.embodiment,
             "action_mode": self.action_mode,
             "chunk_size": self.chunk_size,
             "observation.state": self.state.to_dict(),
             "action": self.action.to_dict(),
+            **({"computed_on": json.loads(json.dumps(asdict(origin)))} if origin else {}),
         }
 
     @classmethod
@@ -103,36 +168,18 @@ class Statistics:
             chunk_size=int(spec["chunk_size"]),
             state=FeatureStatistics.from_dict(spec["observation.state"]),
             action=FeatureStatistics.from_dict(spec["action"]),
+            computed_on=section(Origin, "computed_on", spec["computed_on"])
+            if "computed_on" in spec
+            else None,
         )
 
 
 def summarize(parts: Iterable[Tensor]) -> FeatureStatistics:
-    """Statistics of rows that come in parts of `(n, D)`, in float64. Raises ConfigError when there is no row.
-
-    Merged by Chan's pairwise update, which keeps small deviations of large means.
-    """
-    count = 0
-    mean, squares = torch.zeros(2, 1, dtype=torch.float64)
-    low, high = torch.tensor([[torch.inf], [-torch.inf]], dtype=torch.float64)
-    for rows in parts:
-        part, n = rows.double(), rows.shape[0]
-        if n == 0:
-            continue
-        centre = part.mean(0)
-        shift = centre - mean
-        squares = squares + ((part - centre) ** 2).sum(0) + shift**2 * (count * n / (count + n))
-        mean = mean + shift * (n / (count + n))
-        low, high = torch.minimum(low, part.amin(0)), torch.maximum(high, part.amax(0))
-        count += n
-    if count == 0:
+    """Statistics of rows that come in parts of `(n, D)`, in float64. Raises ConfigError when there is no row."""
+    found = moments(parts)
+    if found is None:
         raise ConfigError("no rows to compute statistics from.")
-    return FeatureStatistics(
-        mean=mean.float(),
-        std=(squares / count).sqrt().float(),
-        min=low.float(),
-        max=high.float(),
-        count=count,
-    )
+    return FeatureStatistics.of(found)
 
 
 def pad_last(x: Tensor, width: int, what: str) -> Tensor:
