@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from vla_mot.envs import CONVEYOR_ID
-from vla_mot.envs.conveyor import ChunkExpert, ConveyorEnv
+from vla_mot.envs.conveyor import ROBOTS, ChunkExpert, ConveyorEnv
 
 pytestmark = pytest.mark.sim
 
@@ -35,12 +35,14 @@ def flat(observations):
 
 @pytest.mark.parametrize("motion", ["dynamic", "static"])
 @pytest.mark.parametrize("obs_type", ["pixels_agent_pos", "agent_pos"])
-def test_passes_gymnasiums_checker(motion, obs_type):
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_passes_gymnasiums_checker(motion, obs_type, robot):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # Its one piece of advice that is not followed: actions are physical, a policy normalizes them itself.
         warnings.filterwarnings("ignore", message=".*recommend using a symmetric and normalized space")
-        env = gym.make(CONVEYOR_ID, motion=motion, obs_type=obs_type, render_mode="rgb_array")
+        options = {"motion": motion, "obs_type": obs_type, "robot": robot}
+        env = gym.make(CONVEYOR_ID, render_mode="rgb_array", **options)
         check_env(env.unwrapped)
 
 
@@ -114,7 +116,14 @@ def test_the_state_is_in_the_units_and_order_of_the_actions():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"motion": "fast"}, {"target": "green"}, {"obs_type": "state"}, {"render_mode": "human"}]
+    "wrong",
+    [
+        {"robot": "foot"},
+        {"motion": "fast"},
+        {"target": "green"},
+        {"obs_type": "state"},
+        {"render_mode": "human"},
+    ],
 )
 def test_an_unknown_option_names_the_known_ones(wrong):
     with pytest.raises(ValueError, match="expected one of"):

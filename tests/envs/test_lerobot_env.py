@@ -57,6 +57,25 @@ def test_the_features_are_named_as_a_policy_expects(config):
     }
 
 
+def test_another_robot_has_other_features(make_config):
+    from lerobot.envs.factory import make_env
+    from lerobot.envs.utils import env_to_policy_features, preprocess_observation
+
+    config = make_config(robot="fingers", image_size=32)
+    assert {key: feature.shape for key, feature in env_to_policy_features(config).items()} == {
+        "action": (4,),
+        "observation.state": (5,),
+        "observation.images.overhead": (3, 32, 32),
+    }
+    env = make_env(config, n_envs=1)["conveyor"][0]
+    raw, _ = env.reset(seed=[1])
+    assert preprocess_observation(raw)["observation.images.overhead"].shape == (1, 3, 32, 32)
+    env.step(raw["agent_pos"][:, :4])
+    env.close()
+    with pytest.raises(ValueError, match="expected one of planar, fingers, hand"):
+        make_config(robot="finger")
+
+
 def test_make_env_steps_until_the_time_limit(config):
     from lerobot.envs.factory import make_env
     from lerobot.envs.utils import preprocess_observation

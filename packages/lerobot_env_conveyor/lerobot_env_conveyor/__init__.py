@@ -14,7 +14,6 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from vla_mot.envs import CONVEYOR_ID
 
 _NAMESPACE, _TASK = CONVEYOR_ID.split("/")
-_CAMERAS = ("head", "gripper")
 
 
 @EnvConfig.register_subclass("conveyor")
@@ -22,33 +21,40 @@ _CAMERAS = ("head", "gripper")
 class ConveyorEnvConfig(EnvConfig):
     """Options of `--env.*`; see `vla_mot.envs.conveyor.ConveyorEnv` for what they mean.
 
-    Actions are fingertip x, y and aperture in metres at 10 Hz, `observation.state` adds whether a block is felt;
-    the cameras are `observation.images.head` and `observation.images.gripper`.
+    Actions of robot `planar` are fingertip x, y and aperture in metres at 10 Hz, `observation.state` adds whether a
+    block is felt; the cameras are `observation.images.head` and `observation.images.gripper`.
     """
 
     task: str | None = _TASK
     fps: int = 10
+    robot: str = "planar"
     image_size: int = 64
     motion: str = "dynamic"
     target: str | None = None
     max_steps: int = 50
     render_mode: str = "rgb_array"
     features: dict[str, PolicyFeature] = field(default_factory=dict)
-    features_map: dict[str, str] = field(
-        default_factory=lambda: {
-            ACTION: ACTION,
-            "agent_pos": OBS_STATE,
-            **{f"pixels/{camera}": f"{OBS_IMAGES}.{camera}" for camera in _CAMERAS},
-        }
-    )
+    features_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Declare the features, whose picture size is an option."""
-        picture = (self.image_size, self.image_size, 3)
-        self.features.setdefault(ACTION, PolicyFeature(FeatureType.ACTION, (3,)))
-        self.features.setdefault("agent_pos", PolicyFeature(FeatureType.STATE, (4,)))
-        for camera in _CAMERAS:
-            self.features.setdefault(f"pixels/{camera}", PolicyFeature(FeatureType.VISUAL, picture))
+        """Declare the features of the robot. Raises ValueError for an unknown one."""
+        # Not above: LeRobot imports this module whatever environment it is asked for.
+        from vla_mot.envs.conveyor import ROBOTS
+
+        if self.robot not in ROBOTS:
+            raise ValueError(
+                f"unknown robot {self.robot!r} of the conveyor: expected one of {', '.join(ROBOTS)}."
+            )
+        robot = ROBOTS[self.robot]
+        self._declare(ACTION, ACTION, PolicyFeature(FeatureType.ACTION, (len(robot.action_names),)))
+        self._declare("agent_pos", OBS_STATE, PolicyFeature(FeatureType.STATE, (len(robot.state_names),)))
+        picture = PolicyFeature(FeatureType.VISUAL, (self.image_size, self.image_size, 3))
+        for camera in robot.cameras:
+            self._declare(f"pixels/{camera}", f"{OBS_IMAGES}.{camera}", picture)
+
+    def _declare(self, key: str, name: str, feature: PolicyFeature) -> None:
+        self.features.setdefault(key, feature)
+        self.features_map.setdefault(key, name)
 
     @property
     def package_name(self) -> str:
@@ -59,6 +65,7 @@ class ConveyorEnvConfig(EnvConfig):
     def gym_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of `ConveyorEnv`."""
         return {
+            "robot": self.robot,
             "image_size": self.image_size,
             "motion": self.motion,
             "target": self.target,

@@ -89,7 +89,7 @@ def _conveyor_expert(horizon: int) -> "Controller":
         expert, robot = ChunkExpert(horizon, seed=seed), env.unwrapped
 
         def act(observation: RawObservation) -> Any:
-            return expert.act(robot.privileged_state(), robot.target_index)
+            return robot.robot.command(expert.act(robot.privileged_state(), robot.target_index))
 
         return act
 

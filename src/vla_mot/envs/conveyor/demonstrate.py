@@ -71,8 +71,8 @@ class DemonstrationStep:
 
     Attributes:
         observation: the environment's observation *before* the action.
-        action: (3,) float32, the clean label in metres; what a dataset records as `action`.
-        executed: (3,) float32, the disturbed action that the environment received.
+        action: (A,) float32, the clean label in metres; what a dataset records as `action`.
+        executed: (A,) float32, the disturbed action that the environment received.
         info: the environment's info *after* the action; the last step's `verdict` judges the episode.
         task: the instruction.
     """
@@ -106,30 +106,30 @@ def demonstrate(
         One `DemonstrationStep` per control step, until the episode ends. Episodes that did not end in
         `success` are the caller's to keep or drop.
     """
-    robot: ConveyorEnv = env.unwrapped
+    inner: ConveyorEnv = env.unwrapped
     disturbance = _Disturbance(noise or DemonstrationNoise(), seed)
     observation, _ = env.reset(seed=seed, options=options)
     ended = False
     while not ended:
-        action, executed = _next_action(robot, disturbance)
+        action, executed = _next_action(inner, disturbance)
         following, _, terminated, truncated, info = env.step(executed)
-        yield DemonstrationStep(observation, action, executed, info, robot.task)
+        yield DemonstrationStep(observation, action, executed, info, inner.task)
         observation, ended = following, terminated or truncated
     for _ in range(dwell_steps if info["is_success"] else 0):
-        action, executed = _next_action(robot, disturbance)
-        # The robot itself: a wrapper may refuse steps after the end.
-        following, *_, info = robot.step(executed)
-        yield DemonstrationStep(observation, action, executed, info, robot.task)
+        action, executed = _next_action(inner, disturbance)
+        # The environment itself: a wrapper may refuse steps after the end.
+        following, *_, info = inner.step(executed)
+        yield DemonstrationStep(observation, action, executed, info, inner.task)
         observation = following
 
 
-def _next_action(robot: ConveyorEnv, disturbance: "_Disturbance") -> tuple[np.ndarray, np.ndarray]:
-    """The clean label and the disturbed action to execute, (3,) float32 each."""
-    state = robot.privileged_state()
-    action = plan_chunk(state, robot.target_index, state.belt_velocity, steps=1)[0]
-    disturbed = disturbance.apply(action, np.array(state.gripper))
-    executed = np.clip(disturbed, robot.action_space.low, robot.action_space.high).astype(np.float32)
-    return action, executed
+def _next_action(inner: ConveyorEnv, disturbance: "_Disturbance") -> tuple[np.ndarray, np.ndarray]:
+    """The clean label and the disturbed action to execute, (A,) float32 each."""
+    state = inner.privileged_state()
+    plan = plan_chunk(state, inner.target_index, state.belt_velocity, steps=1)[0]
+    disturbed = inner.robot.command(disturbance.apply(plan, np.array(state.gripper)))
+    executed = np.clip(disturbed, inner.action_space.low, inner.action_space.high).astype(np.float32)
+    return inner.robot.command(plan), executed
 
 
 class _Disturbance:
@@ -150,7 +150,7 @@ class _Disturbance:
         self._push_left = int(self._rng.integers(*steps, endpoint=True))
 
     def apply(self, action: np.ndarray, gripper: np.ndarray) -> np.ndarray:
-        """The (3,) action to execute instead of `action`; the aperture is left alone."""
+        """What the gripper should do instead of `action`, (3,) x, y, aperture; the aperture is left alone."""
         if self._wait_left > 0:
             self._wait_left -= 1
             return gripper

@@ -9,14 +9,13 @@ import numpy as np
 
 from vla_mot.envs.conveyor import scene as geo
 from vla_mot.envs.conveyor.render import Renderer
+from vla_mot.envs.conveyor.robots import CAMERAS, ROBOTS
 from vla_mot.envs.conveyor.world import ConveyorWorld, WorldState
 
 OBS_TYPES = ("pixels_agent_pos", "agent_pos")
 MOTIONS = ("dynamic", "static")
 RENDER_SIZE = 384  # pixels, side of `render()`'s picture
 
-ACTION_LOW = np.array([-geo.X_LIMIT, geo.Y_MIN, geo.APERTURE_MIN], np.float32)
-ACTION_HIGH = np.array([geo.X_LIMIT, geo.Y_MAX, geo.APERTURE_MAX], np.float32)
 # A state may pass an action's limits a little: drives settle, and pushed fingers give way.
 STATE_MARGIN = np.float32(0.05)
 
@@ -29,6 +28,7 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         `agent_pos`: (4,) float32, gripper x, y, aperture in metres, and 1.0 while both fingers feel a block.
     Action:
         (3,) float32, position targets x, y, aperture in metres at 10 Hz; speed and force are limited.
+    Robot `fingers`: actions (4,) x, y, left, right, state (5,), camera `overhead`; `hand`: camera `head`. See `robots`.
     Verdicts (`info["verdict"]`, with `info["is_success"]`):
         `running`; `success`: the named block rests in the tray, released; `wrong_object`: the other block was
         taken off the belt; `failure`: the named block left the belt or was dropped outside the tray; these
@@ -41,10 +41,11 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         max_steps: control steps until `time_out`; a clean pick takes about 38.
         render_mode: `rgb_array` or None.
         obs_type: `pixels_agent_pos`, or `agent_pos` to skip the cameras.
+        robot: `planar`, as above, `fingers` or `hand`.
 
     Raises:
-        ValueError: an unknown `motion`, `target`, `obs_type` or `render_mode`; an `image_size` or `max_steps` that
-            is no whole number of at least 1.
+        ValueError: an unknown `robot`, `motion`, `target`, `obs_type` or `render_mode`; an `image_size` or `max_steps`
+            that is no whole number of at least 1.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / geo.CONTROL_DT)}  # noqa: RUF012 (gymnasium's)
@@ -57,7 +58,9 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         max_steps: int = 50,
         render_mode: str | None = None,
         obs_type: Literal["pixels_agent_pos", "agent_pos"] = "pixels_agent_pos",
+        robot: Literal["planar", "fingers", "hand"] = "planar",
     ) -> None:
+        _check("robot", robot, tuple(ROBOTS))
         _check("motion", motion, MOTIONS)
         _check("target", target, (None, *geo.COLORS))
         _check("obs_type", obs_type, OBS_TYPES)
@@ -68,15 +71,16 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
                     f"{name} of the conveyor environment must be a whole number of at least 1, got {count!r}"
                 )
         self.render_mode = render_mode
+        self.robot = ROBOTS[robot]
         self.motion = motion
         self._fixed_target = target
         self._max_episode_steps = max_steps  # the name that lerobot-eval asks for
         self._obs_type = obs_type
-        self._renderer = Renderer(image_size)
+        self._renderer = Renderer(image_size, self.robot.look)
         self._target = 0 if target is None else geo.COLORS.index(target)
         self._world = ConveyorWorld(geo.sample_scene(np.random.default_rng(0), motion))
         self._steps = 0
-        self.action_space = gym.spaces.Box(ACTION_LOW, ACTION_HIGH, dtype=np.float32)
+        self.action_space = gym.spaces.Box(self.robot.action_low, self.robot.action_high, dtype=np.float32)
         self.observation_space = gym.spaces.Dict(self._observation_spaces(image_size))
 
     # -- instruction -------------------------------------------------------------------------------------
@@ -132,9 +136,18 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         return self._observe(), self._info("running")
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Move towards `action` for one control step; the reward is 1 on success."""
-        bounded = np.clip(np.asarray(action, np.float64), ACTION_LOW, ACTION_HIGH)
-        self._world.step(bounded)
+        """Move towards `action` for one control step; the reward is 1 on success.
+
+        Raises ValueError when it has not the dimensions of the robot's actions.
+        """
+        low, high = self.action_space.low, self.action_space.high
+        asked = np.asarray(action, np.float64)
+        if asked.shape != low.shape:
+            raise ValueError(
+                f"an action of the conveyor's robot {self.robot.name!r} has the dimensions "
+                f"{', '.join(self.robot.action_names)}; got an array of shape {asked.shape}."
+            )
+        self._world.step(np.clip(asked, low, high))
         self._steps += 1
         verdict = self._verdict()
         info = self._info(verdict)
@@ -145,7 +158,7 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
         """The head camera at `RENDER_SIZE` pixels, (H, W, 3) uint8, if `render_mode="rgb_array"`."""
         if self.render_mode is None:
             return None
-        return self._renderer.head(self._world.state(), self._world.finger_x, RENDER_SIZE)
+        return self._see("head", RENDER_SIZE)
 
     def privileged_state(self) -> WorldState:
         """What only the simulator knows, for scripted experts."""
@@ -154,24 +167,22 @@ class ConveyorEnv(gym.Env[dict[str, Any], np.ndarray]):
     # -- inside ------------------------------------------------------------------------------------------
 
     def _observation_spaces(self, image_size: int) -> dict[str, gym.spaces.Space[Any]]:
-        low = np.append(ACTION_LOW - STATE_MARGIN, np.float32(0.0))
-        high = np.append(ACTION_HIGH + STATE_MARGIN, np.float32(1.0))
+        low = np.append(self.robot.action_low - STATE_MARGIN, np.float32(0.0))
+        high = np.append(self.robot.action_high + STATE_MARGIN, np.float32(1.0))
         spaces: dict[str, gym.spaces.Space[Any]] = {"agent_pos": gym.spaces.Box(low, high, dtype=np.float32)}
         if self._obs_type == "pixels_agent_pos":
             picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-            spaces["pixels"] = gym.spaces.Dict({"head": picture, "gripper": picture})
+            spaces["pixels"] = gym.spaces.Dict(dict.fromkeys(self.robot.cameras, picture))
         return spaces
 
     def _observe(self) -> dict[str, Any]:
-        state = self._world.state()
-        agent_pos = np.array([*state.gripper, float(state.held is not None)], np.float32)
-        observation: dict[str, Any] = {"agent_pos": agent_pos}
+        observation: dict[str, Any] = {"agent_pos": self.robot.feel(self._world.state())}
         if self._obs_type == "pixels_agent_pos":
-            observation["pixels"] = {
-                "head": self._renderer.head(state, self._world.finger_x),
-                "gripper": self._renderer.gripper(state, self._world.finger_x),
-            }
+            observation["pixels"] = {camera: self._see(camera) for camera in self.robot.cameras}
         return observation
+
+    def _see(self, camera: str, size: int | None = None) -> np.ndarray:
+        return self._renderer.picture(CAMERAS[camera], self._world.state(), self._world.finger_x, size)
 
     def _info(self, verdict: str) -> dict[str, Any]:
         return {"verdict": verdict, "is_success": verdict == "success"}

@@ -6,10 +6,12 @@ pixel changes the picture. Nothing that moves with the belt is drawn on it: no s
 
 import os
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
 from vla_mot.envs.conveyor import scene as geo
+from vla_mot.envs.conveyor.robots import Camera
 from vla_mot.envs.conveyor.world import WorldState
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -25,48 +27,46 @@ TRAY: Color = (200, 226, 200)
 TRAY_EDGE: Color = (92, 158, 104)
 STEEL: Color = (74, 82, 96)
 FINGERTIP: Color = (250, 190, 40)
+SKIN: Color = (214, 160, 126)
+NAIL: Color = (240, 206, 186)
+SLEEVE: Color = (118, 84, 128)
 BLOCKS: tuple[Color, Color] = ((226, 44, 44), (40, 92, 232))
 BLOCK_SHADES: tuple[Color, Color] = ((168, 24, 24), (22, 58, 172))
 
-GRIPPER_VIEW_WIDTH = 0.26  # m, side of the square that the gripper camera sees
-GRIPPER_VIEW_AHEAD = 0.03  # m, its centre lies this far ahead of the fingertips
 CANVAS = 512  # pixels, least side of the picture before averaging down
 
 
 class Renderer:
-    """Draws both cameras at `image_size` pixels; holds reusable canvases and nothing of the episode."""
+    """Draws what cameras see at `image_size` pixels; holds reusable canvases and nothing of the episode.
 
-    def __init__(self, image_size: int) -> None:
+    look: of the robot, a name in `LOOKS`.
+    """
+
+    def __init__(self, image_size: int, look: str = "gripper") -> None:
         self._size = image_size
+        self._draw_robot = LOOKS[look]
         self._canvases: dict[int, pygame.Surface] = {}
 
-    def head(self, state: WorldState, finger_x: tuple[float, float], size: int | None = None) -> np.ndarray:
-        """The fixed camera above the whole scene, (size, size, 3) uint8."""
-        view = _View(self._canvas(size or self._size), geo.VIEW_WIDTH, 0.0, geo.VIEW_WIDTH / 2)
-        return self._picture(view, state, finger_x, size or self._size)
-
-    def gripper(self, state: WorldState, finger_x: tuple[float, float]) -> np.ndarray:
-        """The camera that moves with the gripper, (image_size, image_size, 3) uint8."""
-        x, y, _ = state.gripper
-        view = _View(self._canvas(self._size), GRIPPER_VIEW_WIDTH, x, y - GRIPPER_VIEW_AHEAD)
-        return self._picture(view, state, finger_x, self._size)
+    def picture(
+        self, camera: Camera, state: WorldState, finger_x: tuple[float, float], size: int | None = None
+    ) -> np.ndarray:
+        """What a camera sees, (size, size, 3) uint8."""
+        size = size or self._size
+        x, y, _ = state.gripper if camera.moves else (0.0, 0.0, 0.0)
+        view = _View(self._canvas(size), camera.width, x + camera.x, y + camera.y)
+        _draw_table(view)
+        for color, shade, (block_x, block_y) in zip(BLOCKS, BLOCK_SHADES, state.block_xy, strict=True):
+            view.box(shade, block_x, block_y, geo.BLOCK_SIZE, geo.BLOCK_SIZE)
+            view.box(color, block_x, block_y, geo.BLOCK_SIZE - 0.010, geo.BLOCK_SIZE - 0.010)
+        self._draw_robot(view, state, finger_x)
+        small = pygame.transform.smoothscale(view.canvas, (size, size))
+        return np.ascontiguousarray(pygame.surfarray.pixels3d(small).swapaxes(0, 1))
 
     def _canvas(self, size: int) -> pygame.Surface:
         side = size * max(2, -(-CANVAS // size))
         if side not in self._canvases:
             self._canvases[side] = pygame.Surface((side, side), depth=32)
         return self._canvases[side]
-
-    def _picture(
-        self, view: "_View", state: WorldState, finger_x: tuple[float, float], size: int
-    ) -> np.ndarray:
-        _draw_table(view)
-        for color, shade, (x, y) in zip(BLOCKS, BLOCK_SHADES, state.block_xy, strict=True):
-            view.box(shade, x, y, geo.BLOCK_SIZE, geo.BLOCK_SIZE)
-            view.box(color, x, y, geo.BLOCK_SIZE - 0.010, geo.BLOCK_SIZE - 0.010)
-        _draw_gripper(view, state, finger_x)
-        small = pygame.transform.smoothscale(view.canvas, (size, size))
-        return np.ascontiguousarray(pygame.surfarray.pixels3d(small).swapaxes(0, 1))
 
 
 class _View:
@@ -104,3 +104,21 @@ def _draw_gripper(view: _View, state: WorldState, finger_x: tuple[float, float])
     for finger in finger_x:
         view.box(STEEL, finger, y + geo.FINGER_LENGTH / 2, geo.FINGER_WIDTH, geo.FINGER_LENGTH)
         view.box(FINGERTIP, finger, y + 0.0125, geo.FINGER_WIDTH, 0.025)
+
+
+def _draw_hand(view: _View, state: WorldState, finger_x: tuple[float, float]) -> None:
+    """A forearm in a sleeve, the back of a hand, and two fingers where the gripper has its own."""
+    x, y, _ = state.gripper
+    wrist_y = y + geo.FINGER_LENGTH + 0.05
+    view.box(SKIN, x, wrist_y + 0.35, 0.052, 0.70)
+    view.box(SLEEVE, x, wrist_y + 0.05 + 0.35, 0.072, 0.70)
+    view.box(SKIN, x, wrist_y - 0.025, geo.APERTURE_MAX + 2 * geo.FINGER_WIDTH - 0.02, 0.07)
+    for finger in finger_x:
+        view.box(SKIN, finger, y + geo.FINGER_LENGTH / 2, geo.FINGER_WIDTH + 0.004, geo.FINGER_LENGTH)
+        view.box(NAIL, finger, y + 0.011, geo.FINGER_WIDTH - 0.004, 0.014)
+
+
+LOOKS: dict[str, Callable[[_View, WorldState, tuple[float, float]], None]] = {
+    "gripper": _draw_gripper,
+    "hand": _draw_hand,
+}

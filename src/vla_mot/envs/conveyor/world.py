@@ -31,12 +31,15 @@ class WorldState:
 
     Attributes:
         gripper: (x, y, aperture) in metres.
+        fingers: of the left and the right finger, its inner side's distance in metres to the palm's middle; they add
+            up to the aperture.
         block_xy: (2, 2), block centres in metres, in the order of `COLORS`.
         held: index into `COLORS` of the grasped block, or None.
         belt_velocity: m/s along x, signed.
     """
 
     gripper: tuple[float, float, float]
+    fingers: tuple[float, float]
     block_xy: np.ndarray
     held: int | None
     belt_velocity: float
@@ -73,52 +76,77 @@ class ConveyorWorld:
         """Centres of the left and right finger in metres."""
         return self._fingers[0].position.x, self._fingers[1].position.x
 
+    @property
+    def fingers(self) -> tuple[float, float]:
+        """How far the left and the right finger are open, in metres from the palm's middle."""
+        left, right = self.finger_x
+        middle, half = self._palm.position.x, geo.FINGER_WIDTH / 2
+        return middle - left - half, right - middle - half
+
     def state(self) -> WorldState:
         """A snapshot of everything, the belt's velocity included."""
         xy = np.array([tuple(body.position) for body in self._blocks])
-        return WorldState(self.gripper, xy, self.held, self.scene.belt_velocity)
+        return WorldState(self.gripper, self.fingers, xy, self.held, self.scene.belt_velocity)
 
     # -- stepping ----------------------------------------------------------------------------------------
 
     def step(self, target: np.ndarray) -> None:
-        """Advance `CONTROL_DT` towards the target (x, y, aperture) in metres, within the speed limits."""
-        start = np.array(self.gripper)
-        limit = np.array([geo.X_SPEED, geo.Y_SPEED, geo.APERTURE_SPEED])
-        rate = np.clip((target - start) / geo.CONTROL_DT, -limit, limit)
+        """Advance `CONTROL_DT` towards a target in metres, within the speed limits.
+
+        target: (x, y, aperture), where one motor moves both fingers alike, or (x, y, left, right), see `fingers`.
+        """
+        start, goal = self._start_and_goal(target)
+        limit = np.array([geo.X_SPEED, geo.Y_SPEED, geo.APERTURE_SPEED / 2, geo.APERTURE_SPEED / 2])
+        rate = np.clip((goal - start) / geo.CONTROL_DT, -limit, limit)
         dt = geo.CONTROL_DT / SUBSTEPS
         for substep in range(2, SUBSTEPS + 2):
-            x, y, aperture = (start + rate * (substep * dt)).tolist()
-            acceleration = self._drive_palm(x, y, dt)
-            self._drive_fingers(aperture, acceleration, dt)
+            x, y, left, right = (start + rate * (substep * dt)).tolist()
+            squeezes = self._squeezes((left, right), dt)
+            # Of one motor's two fingers the reactions cancel; those of two drives are the palm's to hold.
+            acceleration = self._drive_palm(x, y, dt, reaction=sum(squeezes) if len(target) == 4 else 0.0)
+            self._drive_fingers(squeezes, acceleration)
             self._drag_blocks(dt)
             self._space.step(dt)
             self._update_grasp()
 
+    def _start_and_goal(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(x, y, left, right) where the drives are and where they go; a shared motor knows only the aperture."""
+        x, y, aperture = self.gripper
+        if len(target) == 4:
+            return np.array([x, y, *self.fingers]), target
+        return np.array([x, y, aperture / 2, aperture / 2]), np.array([*target[:2], *[target[2] / 2] * 2])
+
     # Forces, not impulses: pymunk moves bodies first and then lets contacts resist what forces add, so a
     # velocity chosen now acts on the next substep's positions. Hence the look one substep ahead.
 
-    def _drive_palm(self, x: float, y: float, dt: float) -> float:
-        """Push the palm towards (x, y); returns the acceleration along x that the fingers must share."""
+    def _drive_palm(self, x: float, y: float, dt: float, reaction: float) -> float:
+        """Push the palm towards (x, y), against the fingers' reaction; returns the acceleration along x that the
+        fingers must share."""
         mass = PALM_MASS + 2 * FINGER_MASS + (BLOCK_MASS if self._joint else 0.0)
         position, velocity = self._palm.position, self._palm.velocity
         wanted_x = _clip((x - position.x) / dt - velocity.x, geo.X_SPEED)
         wanted_y = _clip((y + PALM_OFFSET - position.y) / dt - velocity.y, geo.Y_SPEED)
-        force_x = _clip(mass * (wanted_x - velocity.x) / dt, PALM_FORCE[0])
+        force_x = _clip(mass * (wanted_x - velocity.x) / dt + reaction, PALM_FORCE[0])
         force_y = _clip(mass * (wanted_y - velocity.y) / dt, PALM_FORCE[1])
         self._palm.apply_force_at_local_point((force_x, force_y))
-        return force_x / mass
+        return (force_x - reaction) / mass
 
-    def _drive_fingers(self, aperture: float, acceleration: float, dt: float) -> None:
-        palm = self._palm
-        for side, finger in zip((-1, 1), self._fingers, strict=True):
-            offset = side * (aperture + geo.FINGER_WIDTH) / 2
+    def _squeezes(self, openings: tuple[float, float], dt: float) -> list[float]:
+        """The forces along x in N that bring the left and the right finger to these openings."""
+        palm, forces = self._palm, []
+        for side, opening, finger in zip((-1, 1), openings, self._fingers, strict=True):
+            offset = side * (opening + geo.FINGER_WIDTH / 2)
             speed = finger.velocity.x - palm.velocity.x
             error = offset - (finger.position.x - palm.position.x)
             wanted = _clip(error / dt - speed, geo.APERTURE_SPEED / 2)
-            squeeze = _clip(FINGER_MASS * (wanted - speed) / dt, FINGER_FORCE)
+            forces.append(_clip(FINGER_MASS * (wanted - speed) / dt, FINGER_FORCE))
+        return forces
+
+    def _drive_fingers(self, squeezes: list[float], acceleration: float) -> None:
+        for finger, squeeze in zip(self._fingers, squeezes, strict=True):
             force = squeeze + FINGER_MASS * acceleration
             finger.apply_force_at_local_point((force, 0.0))
-            palm.apply_force_at_local_point((-force, 0.0))
+            self._palm.apply_force_at_local_point((-force, 0.0))
 
     def _drag_blocks(self, dt: float) -> None:
         for body in self._blocks:
