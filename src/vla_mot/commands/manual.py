@@ -104,6 +104,21 @@ COMMANDS = (
         ),
     ),
     Command(
+        name="data convert",
+        module="vla_mot.commands.convert_dataset",
+        config="convert_dataset",
+        summary="a LeRobot v2.1 dataset as a new v3.0 one",
+        about=(
+            "Calls lerobot's own converter on a local folder, offline, and compares the result with the input before "
+            "it is kept: number and lengths of episodes, and pictures of every camera. The input stays as it is."
+        ),
+        keys=(
+            ("root", "required", "the v2.1 dataset's folder"),
+            ("output", "required", "the v3.0 dataset's folder; must be new"),
+        ),
+        examples=("vla-mot data convert root=datasets/old output=datasets/new",),
+    ),
+    Command(
         name="posttrain",
         module="vla_mot.commands.posttrain",
         config="posttrain",
