@@ -56,7 +56,7 @@ def test_decoded_episodes_equal_lerobots_own_frames(source, recording, camera):
 
 def test_runs_join_to_the_episode(source, monkeypatch):
     whole = source.decode(0, HEAD)
-    monkeypatch.setattr("vla_mot.data.source._RUN", 7)
+    monkeypatch.setattr("vla_mot.data.pictures._RUN", 7)
     runs = list(source.decode_runs(0, HEAD))
     assert [len(run) for run in runs] == [7, 7, 6]
     assert torch.equal(torch.cat(runs), whole)
@@ -173,7 +173,7 @@ def test_an_old_format_names_the_conversion_command(copied):
     edit_info(copied, codebase_version="v2.1")
     message = refuse(copied)
     assert "has LeRobot format v2.1, v3.0 is needed" in message
-    assert f"convert_dataset_v21_to_v30 --repo-id=local/copied --root={copied}" in message
+    assert f"vla-mot data convert root={copied} output={copied}_v30" in message
 
 
 def test_a_newer_format_is_refused(copied):

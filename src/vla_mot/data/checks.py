@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 
 from vla_mot.errors import DatasetError, nearest
 from vla_mot.robots.embodiment import Embodiment, Field
@@ -46,9 +46,8 @@ def read_info(root: Path) -> dict[str, Any]:
 def _check_version(root: Path, version: str, major: int) -> None:
     if major < 3:
         raise DatasetError(
-            f"dataset {root} has LeRobot format {version}, v3.0 is needed. Convert it in place with\n"
-            f"  python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{root.name} "
-            f"--root={root} --push-to-hub=false"
+            f"dataset {root} has LeRobot format {version}, v3.0 is needed. Convert it with\n"
+            f"  vla-mot data convert root={root} output={root}_v30"
         )
     if major > 3:
         raise DatasetError(f"dataset {root} has LeRobot format {version}; the installed lerobot reads v3.0.")
@@ -77,17 +76,23 @@ def _lacks(path: Path, key: str, wanted: str, spec: Any) -> str:
 
 def check_features(root: Path, info: Mapping[str, Any], embodiment: Embodiment) -> None:
     """Raise one DatasetError that lists everything in which a dataset does not fit the embodiment."""
-    features = info["features"]
-    problems = [*_camera_problems(features, embodiment), *_vector_problems(features, embodiment)]
-    if embodiment.fps is not None and abs(float(info["fps"]) - embodiment.fps) > 1e-6:
-        problems.append(f"it has {float(info['fps']):g} fps, the embodiment {embodiment.fps:g}")
+    problems = misfits(info, embodiment)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise DatasetError(
             f"dataset {root} does not fit embodiment {embodiment.name!r}:\n{listed}\n"
-            f"It has {_inventory(features)}. Choose the embodiment that recorded it, or fix the YAML in "
+            f"It has {_inventory(info['features'])}. Choose the embodiment that recorded it, or fix the YAML in "
             "conf/embodiment/."
         )
+
+
+def misfits(info: Mapping[str, Any], embodiment: Embodiment) -> list[str]:
+    """Everything in which a dataset, by its `meta/info.json`, does not fit the embodiment."""
+    features = info["features"]
+    problems = [*_camera_problems(features, embodiment), *_vector_problems(features, embodiment)]
+    if embodiment.fps is not None and abs(float(info["fps"]) - embodiment.fps) > 1e-6:
+        problems.append(f"it has {float(info['fps']):g} fps, the embodiment {embodiment.fps:g}")
+    return problems
 
 
 def _camera_problems(features: Mapping[str, Any], embodiment: Embodiment) -> list[str]:
@@ -161,9 +166,8 @@ def _inventory(features: Mapping[str, Any]) -> str:
     return f"cameras {', '.join(cameras) or 'none'}; features {', '.join(vectors) or 'none'}"
 
 
-def check_files(root: Path, files: Sequence[Path]) -> None:
-    """Raise DatasetError naming the first of `files` that are not there, and how many."""
-    missing = sorted({str(path.relative_to(root)) for path in files if not path.is_file()})
+def check_files(root: Path, missing: Sequence[str]) -> None:
+    """Raise DatasetError naming the first of the files that are missing, and how many."""
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise DatasetError(
@@ -171,15 +175,36 @@ def check_files(root: Path, files: Sequence[Path]) -> None:
         )
 
 
-def check_rows(root: Path, frames: int, episodes: int) -> None:
-    """Raise DatasetError unless the tables hold all episodes; lerobot would look for the rest on the Hub."""
-    tables = [
-        pq.read_table(path, columns=["episode_index"]) for path in sorted(root.glob("data/*/*.parquet"))
-    ]
-    rows = sum(table.num_rows for table in tables)
-    found = {index for table in tables for index in table["episode_index"].unique().to_pylist()}
-    if rows != frames or found != set(range(episodes)):
+def check_rows(
+    root: Path, info: Mapping[str, Any], bounds: np.ndarray, index: np.ndarray, episode_index: np.ndarray
+) -> None:
+    """Raise DatasetError unless the rows are all frames, one after the other, and each episode has its own.
+
+    bounds: `(E, 2)` frames of every episode; index, episode_index: `(N,)`, as every row states them.
+    """
+    rows, found = len(index), len(np.unique(episode_index))
+    frames, episodes = info["total_frames"], info.get("total_episodes", 0)
+    if rows != frames or found != episodes:
         raise DatasetError(
-            f"dataset {root} is inconsistent: its tables hold {rows} frames of {len(found)} episodes, its "
-            f"meta/info.json says {frames} of {episodes}. Copy or record it again."
+            f"dataset {root} is inconsistent: its tables hold {rows} frames of {found} episodes, its meta/info.json "
+            f"says {frames} of {episodes}. Copy or record it again."
+        )
+    starts, ends = bounds[:, 0], bounds[:, 1]
+    whole = starts[0] == 0 and ends[-1] == rows and (starts[1:] == ends[:-1]).all() and (starts < ends).all()
+    ordered = whole and np.array_equal(index, np.arange(rows))
+    if not ordered or not np.array_equal(episode_index, np.repeat(np.arange(episodes), ends - starts)):
+        raise DatasetError(
+            f"dataset {root} is inconsistent: its {rows} rows are not the consecutive frames of its {episodes} "
+            "episodes. It was edited or copied in part; record or copy it again."
+        )
+
+
+def check_tasks(root: Path, tasks: int, task_index: np.ndarray) -> None:
+    """Raise DatasetError where a frame has an instruction that meta/tasks.parquet does not list."""
+    wrong = (task_index < 0) | (task_index >= tasks)
+    if wrong.any():
+        frame = int(wrong.argmax())
+        raise DatasetError(
+            f"dataset {root} is inconsistent: frame {frame} has instruction number {task_index[frame]}, and "
+            f"meta/tasks.parquet lists {tasks}, numbered from 0. Copy or record it again."
         )

@@ -1,43 +1,45 @@
 """One LeRobot v3 dataset on disk, as one embodiment's frames, states, actions and instructions.
 
-Read through lerobot's own classes, never the network. What is small (state, action, tasks) is held in memory; pictures
-are decoded on demand, a run of frames at a time.
+Opening is cheap, for hundreds are opened: it reads what is small (state, action, tasks) into memory, and nothing else.
+Pictures are decoded on demand, a run of frames at a time; no file stays open, nothing touches the network.
 
-Legend: `N` frames of the dataset, `E` episodes, `T` frames asked for, `S`/`D` real state and action dims.
+Legend: `N` frames of the dataset, `E` episodes, `T`/`n` frames asked for, `S`/`D` real state and action dims.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vla_mot.data import checks
-from vla_mot.data.content import tree_digest
-from vla_mot.data.quiet import quiet_media, video_backend
+from vla_mot.data.content import remembered_digest
+from vla_mot.data.decoder import choose_decoder
+from vla_mot.data.layout import Layout, absent
+from vla_mot.data.pictures import Pictures
+from vla_mot.data.tables import Columns, read_columns, read_tasks
 from vla_mot.errors import DatasetError
 from vla_mot.robots.embodiment import Embodiment, Field
-from vla_mot.robots.images import to_bytes
 
-if TYPE_CHECKING:
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+Missing = Literal["refuse", "report"]
+"""What a missing video does: it refuses the dataset, or only its own episodes, and `Source.missing` lists it."""
 
-_RUN = 128
-"""Frames decoded in one call: lerobot compares every asked with every decoded time stamp."""
+_EVERY_FRAME = ("index", "episode_index", "timestamp", "task_index")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A dataset opened for one embodiment. Made by `Source.open`.
 
     root, embodiment: what was opened; an embodiment without a rate takes the dataset's. fps: frames per second.
     bounds: `(E, 2)` int64, first frame and one past the last of every episode.
     state: `(N, S)`, action: `(N, D)` float32 in physical units. timestamp: `(N,)` float32, seconds in the episode.
-    tasks: every instruction; task_index: `(N,)` int64, the one of each frame.
-    content_hash: of everything that is stored; the same for a copy elsewhere.
+    tasks: every instruction; task_index: `(N,)` int32, the one of each frame.
+    tolerant: opened with `missing="report"`; missing: the videos that are not there, relative to root.
     """
 
     root: Path
@@ -49,39 +51,87 @@ class Source:
     timestamp: Tensor
     tasks: tuple[str, ...]
     task_index: Tensor
-    content_hash: str
-    _dataset: "LeRobotDataset" = field(repr=False, compare=False)
+    tolerant: bool
+    missing: tuple[str, ...]
+    pictures: Pictures = field(repr=False)
 
     @classmethod
-    def open(cls, root: Path | str, embodiment: Embodiment, repo_id: str | None = None) -> Self:
+    def open(
+        cls,
+        root: Path | str,
+        embodiment: Embodiment,
+        repo_id: str | None = None,
+        *,
+        missing: Missing = "refuse",
+        decoder: str = "auto",
+    ) -> Self:
         """Open a LeRobot v3 dataset folder.
 
+        repo_id: accepted and not needed. missing: see `Missing`. decoder: as in `choose_decoder`.
         Raises DatasetError when the folder is missing, incomplete, corrupt, of another format, or does not fit the
-        embodiment (cameras, state, action, fps).
+        embodiment (cameras, state, action, fps), and ConfigError when the decoder asked for cannot be loaded.
         """
         root = Path(root)
+        if decoder != "auto":
+            choose_decoder(decoder)
         info = checks.read_info(root)
         checks.check_features(root, info, embodiment)
-        with quiet_media():
-            dataset, files = _load(root, repo_id or f"local/{root.name}")
-        columns = _Columns(root, dataset)
-        episodes = dataset.meta.episodes
-        bounds = np.stack([episodes["dataset_from_index"], episodes["dataset_to_index"]], axis=1)
-        source = cls(
-            root=root,
-            embodiment=embodiment if embodiment.fps else replace(embodiment, fps=float(info["fps"])),
-            fps=float(info["fps"]),
-            bounds=torch.from_numpy(bounds.astype(np.int64)),
-            state=columns.vector(embodiment.state),
-            action=columns.vector(embodiment.action),
-            timestamp=columns.scalar("timestamp").float(),
-            tasks=tuple(str(task) for task in dataset.meta.tasks.index),
-            task_index=columns.scalar("task_index").long(),
-            content_hash=tree_digest(root, files),
-            _dataset=dataset,
+        try:
+            return cls._read(root, info, embodiment, missing, decoder)
+        except DatasetError:
+            raise
+        except Exception as error:  # an edited info.json can name anything
+            raise DatasetError(
+                f"LeRobot cannot open dataset {root}: {type(error).__name__}: {error}"
+            ) from error
+
+    @classmethod
+    def _read(
+        cls, root: Path, info: Mapping[str, Any], embodiment: Embodiment, missing: Missing, decoder: str
+    ) -> Self:
+        layout = Layout.read(root, info)
+        gone = absent(root, layout.stored())
+        tables = set(layout.tables.paths())
+        checks.check_files(root, [p for p in gone if missing == "refuse" or p in tables])
+        fields = (*embodiment.state, *embodiment.action)
+        columns = read_columns(
+            root, "data/*/*.parquet", [*_EVERY_FRAME, *dict.fromkeys(f.key for f in fields)]
         )
-        _check_order(source, columns.scalar("index"))
-        return source
+        checks.check_rows(root, info, layout.bounds, columns.pop("index"), columns.pop("episode_index"))
+        tasks = read_tasks(root)
+        checks.check_tasks(root, len(tasks), columns["task_index"])
+        bounds, fps = torch.from_numpy(layout.bounds), float(info["fps"])
+        timestamp = torch.from_numpy(columns["timestamp"].astype(np.float32))
+        shown = {key: layout.videos[key] for _, key in embodiment.present_cameras if key in layout.videos}
+        return cls(
+            root=root,
+            embodiment=embodiment if embodiment.fps else replace(embodiment, fps=fps),
+            fps=fps,
+            bounds=bounds,
+            state=_vectors(root, columns, embodiment.state, len(timestamp)),
+            action=_vectors(root, columns, embodiment.action, len(timestamp)),
+            timestamp=timestamp,
+            tasks=tasks,
+            task_index=torch.from_numpy(columns["task_index"].astype(np.int32)),
+            tolerant=missing == "report",
+            missing=tuple(gone),
+            pictures=Pictures(root, fps, bounds, timestamp, layout.tables, shown, decoder),
+        )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Of everything that is stored, pictures included; the same for a copy elsewhere. Read when first asked for.
+
+        A file that is missing counts as such, so the hash changes when it comes back.
+        """
+        layout = Layout.read(self.root, checks.read_info(self.root))
+        missing = set(self.missing)
+        stored = {self.root / path for path in layout.stored() if path not in missing}
+        files = stored | {path for path in (self.root / "meta").rglob("*") if path.is_file()}
+        try:
+            return remembered_digest(self.root, files)
+        except OSError as error:
+            raise DatasetError(f"dataset {self.root} changed since it was opened: {error}") from error
 
     @property
     def num_frames(self) -> int:
@@ -110,99 +160,38 @@ class Source:
     def decode(self, episode: int, camera: str) -> Tensor:
         """Decode all pictures of one camera in one episode: `(T, 3, h, w)` uint8 at the recorded size.
 
-        Raises DatasetError naming the file when it cannot be decoded.
+        Raises EpisodeError (a DatasetError) naming the file when it cannot be decoded.
         """
         return torch.cat(list(self.decode_runs(episode, camera)))
 
     def decode_runs(self, episode: int, camera: str) -> Iterator[Tensor]:
         """Decode as `decode` does, a bounded number of frames at a time: long episodes need little memory."""
-        start, end = self.bounds[episode].tolist()
-        for at in range(start, end, _RUN):
-            try:
-                with quiet_media():
-                    run = self._decode_run(episode, camera, range(at, min(at + _RUN, end)))
-            except Exception as error:
-                raise DatasetError(
-                    f"camera {camera!r} of episode {episode} in {self.root} cannot be decoded: {error}"
-                ) from error
-            yield run
+        frames = torch.arange(*self.bounds[episode].tolist())
+        return (pictures for _, pictures in self.pictures.decode(frames, camera))
 
-    def _decode_run(self, episode: int, camera: str, run: range) -> Tensor:
-        from lerobot.datasets.video_utils import decode_video_frames
+    def decode_frames(self, frames: Tensor, camera: str) -> Tensor:
+        """Decode frames of one camera in any order, also repeated: `(n,)` int64 → `(n, 3, h, w)` uint8.
 
-        meta = self._dataset.meta
-        if camera not in meta.video_keys:
-            rows = self._dataset.hf_dataset.select_columns([camera])[run.start : run.stop][camera]
-            return to_bytes(torch.stack(rows))
-        offset = meta.episodes[episode][f"videos/{camera}/from_timestamp"]
-        times = [offset + time for time in self.timestamp[run.start : run.stop].tolist()]
-        return decode_video_frames(
-            self.root / meta.get_video_file_path(episode, camera),
-            times,
-            tolerance_s=0.25 / self.fps,
-            backend=video_backend(),
-            return_uint8=True,
-        )
+        Each is decoded once, those near each other in one go; at least one is asked for.
+        Raises EpisodeError (a DatasetError) naming episode, camera and file when one cannot be decoded.
+        """
+        wanted, back = frames.unique(return_inverse=True)
+        return torch.cat([pictures for _, pictures in self.pictures.decode(wanted, camera)])[back]
 
 
-def _load(root: Path, repo_id: str) -> tuple["LeRobotDataset", list[Path]]:
-    """Open the dataset and list its files; all are there, so lerobot has nothing to ask the Hub for."""
-    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    try:
-        meta = LeRobotDatasetMetadata(repo_id, root=root)
-        stored = {root / meta.get_data_file_path(i) for i in range(meta.total_episodes)}
-        stored |= {
-            root / meta.get_video_file_path(i, key)
-            for i in range(meta.total_episodes)
-            for key in meta.video_keys
-        }
-        checks.check_rows(root, meta.total_frames, meta.total_episodes)
-        files = sorted({*stored, *(path for path in (root / "meta").rglob("*") if path.is_file())})
-        checks.check_files(root, files)
-        return LeRobotDataset(repo_id, root=root, video_backend=video_backend()), files
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetError(f"LeRobot cannot open dataset {root}: {type(error).__name__}: {error}") from error
-
-
-class _Columns:
-    """Columns of a dataset's tables as tensors, without touching its pictures."""
-
-    def __init__(self, root: Path, dataset: "LeRobotDataset") -> None:
-        self.root = root
-        self.table: Any = dataset.hf_dataset.data
-        self.rows = len(dataset.hf_dataset)
-
-    def scalar(self, key: str) -> Tensor:
-        """A column of one number per frame, `(N,)`."""
-        return torch.from_numpy(self.table.column(key).to_numpy().copy())
-
-    def vector(self, fields: Sequence[Field]) -> Tensor:
-        """Concatenated features, `(N, D)` float32. Raises DatasetError where a value is not finite."""
-        parts = [self._feature(field.key, len(field.names)) for field in fields]
-        return torch.cat([torch.empty(self.rows, 0), *parts], dim=1)
-
-    def _feature(self, key: str, width: int) -> Tensor:
-        column = self.table.column(key).combine_chunks()
-        while hasattr(column, "flatten") and hasattr(column.type, "value_type"):
-            column = column.flatten()
-        values = torch.from_numpy(np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32).copy())
-        values = values.reshape(self.rows, width)
-        if not values.isfinite().all():
-            frame = int((~values.isfinite()).any(1).nonzero()[0])
-            raise DatasetError(f"feature {key!r} of {self.root} is NaN or infinite at frame {frame}.")
-        return values
-
-
-def _check_order(source: Source, index: Tensor) -> None:
-    expected = torch.arange(source.num_frames)
-    starts, ends = source.bounds.unbind(1)
-    whole = bool((starts[1:] == ends[:-1]).all()) and ends[-1] == source.num_frames and starts[0] == 0
-    if not torch.equal(index, expected) or not whole:
-        raise DatasetError(
-            f"dataset {source.root} is inconsistent: its {source.num_frames} rows are not the consecutive frames "
-            f"of its {source.num_episodes} episodes. It was edited or copied in part; record or copy it again."
-        )
+def _vectors(root: Path, columns: Columns, fields: tuple[Field, ...], rows: int) -> Tensor:
+    """Concatenated features, `(N, D)` float32. Raises DatasetError for another width than stated, or NaN."""
+    parts = [np.empty((rows, 0), np.float32)]
+    for item in fields:
+        values = columns[item.key].reshape(rows, -1)
+        if values.shape[1] != len(item.names):
+            raise DatasetError(
+                f"feature {item.key!r} of {root} holds {values.shape[1]} numbers a frame, its meta/info.json says "
+                f"{len(item.names)}. Copy or record it again."
+            )
+        values = values.astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            frame = int((~np.isfinite(values)).any(1).argmax())
+            raise DatasetError(f"feature {item.key!r} of {root} is NaN or infinite at frame {frame}.")
+        parts.append(values)
+    return torch.from_numpy(np.concatenate(parts, axis=1))
