@@ -1,55 +1,64 @@
-"""Normalization statistics of one dataset: of states over frames, of actions over real chunk windows.
+"""Normalization statistics of an embodiment: of states over frames, of actions over real chunk windows.
 
-Legend: `N` frames, `L` chunk steps, `D` dims of one feature.
+Every dataset is counted by itself (`vla_mot.data.partial_statistics`), and the parts are merged: moments by Chan's
+update, quantiles by the weighted sum of the distribution functions.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
-import torch
-from torch import Tensor
-
+from vla_mot.data.partial_statistics import Chunks, FeaturePartial, Partial, count_dataset
+from vla_mot.data.quantiles import pooled_quantiles
 from vla_mot.data.source import Source
-from vla_mot.errors import ConfigError, unknown_name
-from vla_mot.robots.actions import ABSOLUTE, DELTA, to_delta
-from vla_mot.robots.normalization import Statistics, summarize
+from vla_mot.robots.moments import Moments
+from vla_mot.robots.normalization import QUANTILES, CountedDataset, FeatureStatistics, Origin, Statistics
 
 
 def compute_statistics(
     source: Source, chunk_size: int, action_mode: str, episodes: Sequence[int] | None = None
 ) -> Statistics:
-    """Statistics of the given episodes (all by default), accumulated in float64.
+    """Statistics of the given episodes (all by default) of one dataset, accumulated in float64.
 
     The action counts every real step of every window of `chunk_size` steps that starts at one of the frames, in
     mode `delta` after subtracting the state at the window's start. Steps past an episode's end are not counted.
     Raises ConfigError for an unknown mode, a chunk below one step, or no episodes.
     """
-    if action_mode not in (ABSOLUTE, DELTA):
-        raise ConfigError(unknown_name("action mode", action_mode, (ABSOLUTE, DELTA)))
-    if chunk_size < 1:
-        raise ConfigError(f"chunk_size must be at least 1, got {chunk_size}.")
-    chosen = torch.as_tensor(range(source.num_episodes) if episodes is None else list(episodes))
-    if not len(chosen):
-        raise ConfigError("statistics need at least one episode.")
-    starts, ends = source.bounds[chosen].unbind(1)
-    frames = torch.cat(
-        [torch.arange(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-    )
-    last = torch.repeat_interleave(ends, ends - starts)
+    chunks = Chunks(action_mode, chunk_size)
+    counted = count_dataset(source, chunks, episodes)
+    return merge_partials(source.embodiment.name, chunks, {source.root.name: counted})
+
+
+def merge_partials(embodiment: str, chunks: Chunks, partials: Mapping[str, Partial]) -> Statistics:
+    """Statistics of an embodiment from its datasets' partials by name, each row counted once.
+
+    Merged in the order of the names, so that the same parts give the same bits. All must have been counted for these
+    chunks and features of the same widths.
+    """
+    parts = [partials[name] for name in sorted(partials)]
     return Statistics(
-        embodiment=source.embodiment.name,
-        action_mode=action_mode,
-        chunk_size=chunk_size,
-        state=summarize([source.state[frames]]),
-        action=summarize(_action_steps(source, frames, last, chunk_size, action_mode)),
+        embodiment=embodiment,
+        action_mode=chunks.action_mode,
+        chunk_size=chunks.chunk_size,
+        state=_merged([part.state for part in parts]),
+        action=_merged([part.action for part in parts]),
+        computed_on=_origin(partials),
     )
 
 
-def _action_steps(source: Source, frames: Tensor, last: Tensor, length: int, mode: str) -> Iterator[Tensor]:
-    """Per offset k, the actions k steps into every window that reaches so far: `(n, D)` float64 each."""
-    for k in range(length):
-        start = frames[frames + k < last]
-        actions = source.action[start + k].double()
-        if mode == DELTA:
-            state = source.state[start].double()
-            actions = to_delta(actions[:, None], state, source.embodiment.delta_mask)[:, 0]
-        yield actions
+def _merged(parts: Sequence[FeaturePartial]) -> FeatureStatistics:
+    rows = reduce(Moments.merged, (part.moments for part in parts))
+    counts = [part.moments.count for part in parts]
+    values = pooled_quantiles([part.knots for part in parts], counts, list(QUANTILES.values()))
+    return FeatureStatistics.of(rows, dict(zip(QUANTILES, values, strict=True)))
+
+
+def _origin(partials: Mapping[str, Partial]) -> Origin:
+    keys = "\n".join(sorted(partial.key for partial in partials.values()))
+    return Origin(
+        content_hash=hashlib.blake2b(keys.encode(), digest_size=16).hexdigest(),
+        datasets=tuple(
+            CountedDataset(name, partials[name].content_hash, partials[name].frames, partials[name].episodes)
+            for name in sorted(partials)
+        ),
+    )
