@@ -67,6 +67,7 @@ class Batch(_Tensors):
     actions: `(B, L, A)` float32, normalized, zero-padded.
     action_mask: `(B, L, A)` bool, True on real steps of real dimensions; all False without action labels.
     index: `(B,)` int64, the global sample index that keys noise and noise levels.
+    origin: `(B, 3)` int64, where each sample comes from: dataset of the mixture, episode and frame of the dataset.
     """
 
     observation: Observation
@@ -75,6 +76,7 @@ class Batch(_Tensors):
     actions: Tensor
     action_mask: Tensor
     index: Tensor
+    origin: Tensor | None = None
 
     @property
     def batch_size(self) -> int:

@@ -20,6 +20,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is truncated, incomplete, has a weight too many, or one of another shape."""
 
 
+class DataWorkerError(RuntimeError):
+    """A process that prepares batches died. Nothing is lost: the run goes on from its newest checkpoint."""
+
+
 class NonFiniteLossError(ValueError):
     """A loss or gradient became NaN or infinite; the message names the batch and the last good checkpoint."""
 

@@ -18,7 +18,6 @@ from vla_mot.hub.spec import SamplerConfig
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.embodiment import Embodiment
-from vla_mot.train.config import TrainConfig
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 
@@ -30,7 +29,7 @@ def content(file: Path) -> dict:
 
 
 def read_training(name: str, *overrides: str) -> None:
-    required = {"data.root": "somewhere", "output": "somewhere"} if name == "posttrain" else {}
+    required = {"data.root": "somewhere", "output": "somewhere"} if name != "demo" else {}
     given = [f"{key}={value}" for key, value in required.items()]
     training_config(composed(name, *given, *overrides))
 
@@ -74,13 +73,15 @@ def check_noise(file: Path) -> None:
 
 
 def check_experiment(name: str) -> None:
+    if name.startswith("pretrain_"):
+        return read_training("pretrain", f"experiment={name}")
     read_training("posttrain", f"experiment={name}")
     read_training("demo", f"experiment={name}")
 
 
 CHECKS = {
     "backbone": check_backbone,
-    "data": lambda file: read_training("posttrain", f"data={file.stem}"),
+    "data": lambda file: read_training("pretrain", f"data={file.stem}"),
     "embodiment": check_embodiment,
     "env": check_env,
     "experiment": lambda file: check_experiment(file.stem),
@@ -89,7 +90,7 @@ CHECKS = {
     "noise": check_noise,
     "sampler": lambda file: section(SamplerConfig, "sampler", content(file)),
     "scale": lambda file: read_training("demo", f"scale={file.stem}"),
-    "train": lambda file: section(TrainConfig, "train", content(file)),
+    "train": lambda file: read_training("posttrain", f"train={file.stem}"),
 }
 
 

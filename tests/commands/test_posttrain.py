@@ -133,10 +133,10 @@ def test_a_resumed_run_no_longer_needs_what_it_began_with(vla_mot, training, tra
 
 
 def test_an_interrupt_at_any_moment_says_what_is_kept(vla_mot, training, trained, tmp_path, monkeypatch):
-    def interrupted(config):
+    def interrupted(config, shards):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vla_mot.commands.training.open_data", interrupted)
+    monkeypatch.setattr("vla_mot.commands.mixing.open_data", interrupted)
     said = vla_mot(*training, f"output={tmp_path / 'run'}")
     told = f"interrupted. Nothing was written to {tmp_path / 'run'}; the same command starts again."
     assert (said.code, told in said.err) == (130, True)

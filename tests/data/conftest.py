@@ -102,7 +102,7 @@ def cache(source, tmp_path_factory) -> FrameCache:
 def processor(source) -> Processor:
     def tokenize(instructions):
         rows = [list(text.encode()) for text in instructions]
-        width = max(map(len, rows))
+        width = 24
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         return ids, ids > 0
 

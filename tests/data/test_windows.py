@@ -38,7 +38,7 @@ def test_every_window_equals_the_naive_one(dataset, source, cache):
         assert windows.step_mask[t].tolist() == mask
         assert torch.equal(windows.state[t], source.state[t])
         assert windows.tasks[t] == source.task(t)
-        assert windows.index[t] == t
+        assert windows.origin[t, 2] == t
 
 
 def test_the_edges_of_an_episode(dataset, source, cache):
@@ -56,21 +56,21 @@ def test_the_edges_of_an_episode(dataset, source, cache):
 
 def test_chosen_episodes_only(source, cache):
     chosen = WindowDataset(source, cache, WindowConfig(L, M, VIEW), episodes=[3, 1])
-    assert chosen.__getitems__(range(len(chosen))).index.tolist() == [*range(53, 60), *range(20, 33)]
-    assert chosen[-1].index.tolist() == [32]
+    assert chosen.__getitems__(range(len(chosen))).origin[:, 2].tolist() == [*range(53, 60), *range(20, 33)]
+    assert chosen[-1].origin.tolist() == [[0, 1, 32]]
     with pytest.raises(IndexError):
         chosen[20]
 
 
 def test_torchs_own_loader_reads_it(dataset, processor, source):
-    loader = torch.utils.data.DataLoader(dataset, batch_size=16, collate_fn=Collate(processor, source.tasks))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=16, collate_fn=Collate(processor))
     assert [batch.batch_size for batch in loader] == [16, 16, 16, 12]
 
 
 def test_a_batch_has_the_models_shapes_and_masks(dataset, processor, source):
     rows = [0, 19, 25, 59]
     windows = dataset.__getitems__(rows)
-    batch = Collate(processor, source.tasks)(windows, torch.tensor([100, 101, 102, 103]))
+    batch = Collate(processor)(windows, torch.tensor([100, 101, 102, 103]))
     assert batch.observation.images.shape == (4, 3, 2, 3, *VIEW)
     assert batch.observation.images.dtype == batch.future.dtype == torch.uint8
     assert batch.observation.view_mask.tolist() == [[True, False, True]] * 4
@@ -91,7 +91,7 @@ def test_without_actions_only_the_future_is_learned(recording, cache, processor)
     watching = Source.open(recording.root, embodiment)
     watcher = replace(processor, robot=Robot(embodiment, compute_statistics(watching, L, "delta")))
     windows = WindowDataset(watching, cache, WindowConfig(L, M, VIEW)).__getitems__([0, 25])
-    batch = Collate(watcher, watching.tasks)(windows)
+    batch = Collate(watcher)(windows)
     assert batch.actions.shape == (2, L, 6)
     assert not batch.action_mask.any()
     assert not batch.observation.state.any()
@@ -99,21 +99,21 @@ def test_without_actions_only_the_future_is_learned(recording, cache, processor)
 
 
 def test_tokens_are_those_of_the_tokenizer(dataset, processor, source):
-    windows = dataset.__getitems__([0, 25])
-    observation = Collate(processor, source.tasks)(windows).observation
-    alone = Collate(processor, ["another instruction"])(windows).observation
-    for mine in (observation, alone):
+    windows, asked = dataset.__getitems__([0, 25, 1]), []
+
+    def tokenize(texts):
+        asked.extend(texts)
+        return processor.tokenize(texts)
+
+    collate = Collate(replace(processor, tokenize=tokenize))
+    for _ in range(2):
+        mine = collate(windows).observation
         texts = [
             bytes(ids[mask].tolist()).decode()
             for ids, mask in zip(mine.token_ids, mine.token_mask, strict=True)
         ]
         assert texts == list(windows.tasks)
-
-
-def test_one_width_for_every_batch(dataset, processor, source):
-    collate = Collate(processor, source.tasks)
-    widths = {collate(dataset[i]).observation.token_ids.shape[1] for i in (0, 25)}
-    assert widths == {len(max(TASKS, key=len))}
+    assert asked == list(TASKS)  # each once
 
 
 def test_what_does_not_fit_is_refused(source, cache):

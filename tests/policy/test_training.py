@@ -66,7 +66,7 @@ def test_windows_equal_our_own_reader_bit_by_bit(native, meta, dataset, tmp_path
     theirs = training_batch(windows(policy.config, meta), processor)
     source = Source.open(dataset, policy.spec.robot().embodiment)
     cache = FrameCache.open(source, (32, 32), tmp_path)
-    ours = Collate(processor, source.tasks)(
+    ours = Collate(processor)(
         WindowDataset(source, cache, WindowConfig(CHUNK, 3, (32, 32))).__getitems__(ROWS)
     )
     for name in ("images", "view_mask", "state", "token_mask"):

@@ -26,8 +26,11 @@ class MemoryStream:
             batch = replace(tiny_batch(step), index=torch.arange(4 * step, 4 * step + 4))
             yield _spoiled(batch) if step == self.spoil_step else batch
 
-    def describe(self, step: int) -> str:
-        return f"what was drawn for step {step}"
+    def describe(self, batch: Batch) -> str:
+        return f"what was drawn for step {int(batch.index[0]) // 4}"
+
+    def composition(self, batch: Batch) -> dict[str, int]:
+        return {"memory": batch.batch_size}
 
 
 def _spoiled(batch: Batch) -> Batch:

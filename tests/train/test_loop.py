@@ -44,7 +44,8 @@ def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path, optimizer:
     whole.run()
     first = trainer(tmp_path / "parts", optimizer=optimizer)
     batches = MemoryStream().batches(0, 4)
-    first.stream = type("Cut", (), {"batches": lambda self, start, stop, prefetch: batches})()
+    first.stream = MemoryStream()
+    first.stream.batches = lambda start, stop, prefetch: batches
     first.run()  # the stream ends after step 4, as if the process had
     second = trainer(tmp_path / "parts", optimizer=optimizer)
     second.resume(find_checkpoint(tmp_path / "parts"))

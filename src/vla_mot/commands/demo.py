@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_mot.commands import arms, folders, foresight, posttrain, record, report, simulators, tables
+from vla_mot.commands import arms, folders, foresight, record, report, runs, simulators, tables
 from vla_mot.commands.console import clock, console, show_library_log
 from vla_mot.commands.resume import differences
 from vla_mot.commands.settings import TrainingConfig, fit, section, training_config
@@ -164,7 +164,7 @@ def _train(demo: Demo) -> None:
     started = (demo.run / folders.CONFIG_NAME).is_file() and not differences(
         folders.read_config(demo.run), plain
     )
-    checkpoint = posttrain.train(posttrain.Run(demo.run, demo.training, plain, resume=started))
+    checkpoint = runs.train(runs.Run(demo.run, demo.training, plain, resume=started))
     link = demo.root / "policy"
     link.unlink(missing_ok=True)
     link.symlink_to(os.path.relpath(checkpoint / "pretrained_model", demo.root))
@@ -179,7 +179,7 @@ def _evaluate(demo: Demo, arm: arms.ArmSpec, place: Path, films: Path) -> None:
 def _foresee(demo: Demo) -> None:
     data = demo.training.data
     frames = foresight.ForesightData(
-        data.root, demo.foresight_samples, data.cache, data.validation_fraction, data.split_seed
+        demo.recording.output, demo.foresight_samples, data.cache, data.validation_fraction, data.split_seed
     )
     seen = foresight.score(foresight.open_data(demo.policy(), frames))
     place = demo.evaluation / "seen"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vla_mot.batch import Batch
 from vla_mot.commands.console import console, progress
-from vla_mot.commands.training import spread_rows
-from vla_mot.data.frame_cache import FrameCache
+from vla_mot.commands.mixing import spread_rows
+from vla_mot.data.frames import FramesConfig, open_frames
 from vla_mot.data.source import Source
 from vla_mot.data.split import split_episodes
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
@@ -51,12 +51,12 @@ def open_data(policy: Policy, data: ForesightData) -> Opened:
     """
     source = Source.open(data.root, policy.robot.embodiment)
     model = policy.spec.model
-    cache = FrameCache.open(source, model.view_size, data.cache)
+    pictures = open_frames(source, model.view_size, FramesConfig(folder=data.cache))
     seen, held_out = split_episodes(source.num_episodes, data.validation_fraction, data.split_seed)
-    window = WindowConfig(model.chunk_size, model.offset_frames, model.view_size)
-    training = WindowDataset(source, cache, window, seen)
-    scored = WindowDataset(source, cache, window, held_out or seen)
-    return Opened(policy, training, scored, Collate(policy.processor, source.tasks), data.samples)
+    window = WindowConfig(model.chunk_size, model.offset(source.embodiment), model.view_size)
+    training = WindowDataset(source, pictures, window, seen)
+    scored = WindowDataset(source, pictures, window, held_out or seen)
+    return Opened(policy, training, scored, Collate(policy.processor), data.samples)
 
 
 def score(opened: Opened) -> ForesightReport | None:
@@ -67,7 +67,9 @@ def score(opened: Opened) -> ForesightReport | None:
     )
     try:
         shown = _shown(opened.scored, collate, samples)
-        return score_foresight(policy.model, shown, mean, view_names(policy))
+        return score_foresight(
+            policy.model, shown, mean, view_names(policy), offset_frames=opened.scored.config.offset_frames
+        )
     except ValueError as error:
         console.print(f"foresight is not scored: {error}")
         return None

@@ -33,6 +33,7 @@ class Command:
     the default is what the configuration composes to, `required` where it must be given, cut short by `…`.
     hub: keys whose value may name a Hub repository. Unless one does, the command keeps off the network.
     offline: False for a command that always needs it.
+    positional: the key of a word that is no key=value. short: a name for a key that Hydra would take for a preset's.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Command:
     examples: tuple[str, ...]
     hub: tuple[str, ...] = ()
     offline: bool = True
+    positional: str | None = None
+    short: tuple[tuple[str, str], ...] = ()
 
 
 _OPENING = (
@@ -87,11 +90,18 @@ COMMANDS = (
         about=(
             "A scripted expert drives the robot; its motion is disturbed while the recorded actions stay clean, so "
             "that the data shows recoveries. Only successful episodes are kept, the number of dropped ones is said. "
-            "Every scene is asked for with each instruction in turn."
+            "Every scene is asked for with each instruction in turn. What the embodiment does not list is not recorded: "
+            "conveyor_video keeps pictures and instructions alone."
         ),
         keys=(
             ("output", "required", "the dataset's folder; must be new"),
-            ("env", "conveyor", "the robot (conf/env/)"),
+            ("env", "conveyor", "the simulator (conf/env/)"),
+            ("env.robot", "planar", "fingers: a drive per finger, another camera; hand: a person's"),
+            (
+                "embodiment",
+                "conveyor",
+                "what is recorded of it (conf/embodiment/): conveyor_fingers, conveyor_video, …",
+            ),
             ("episodes", "200", "successful demonstrations"),
             ("seed", "0", "of the first scene"),
             ("static_fraction", "0.0", "share of the scenes in which nothing moves by itself"),
@@ -101,7 +111,49 @@ COMMANDS = (
         examples=(
             "vla-mot data record env=conveyor output=outputs/conveyor",
             "vla-mot data record output=outputs/mixed episodes=400 static_fraction=0.5",
+            "vla-mot data record env.robot=fingers embodiment=conveyor_fingers output=outputs/fingers",
+            "vla-mot data record env.robot=hand embodiment=conveyor_video output=outputs/video",
         ),
+    ),
+    Command(
+        name="data inspect",
+        module="vla_mot.commands.inspect",
+        config="inspect",
+        summary="how a dataset maps to a robot, with pictures, and what does not fit",
+        about=(
+            "Prints what a LeRobot v3 dataset holds, where every dimension and camera goes, and all that does not fit; "
+            "ends with exit code 2 then. With output=… it draws a page: frames t − m, t and t + m of every camera as "
+            "the model sees them, and states and actions as recorded and as they are learned."
+        ),
+        keys=(
+            ("root", "required", "the dataset's folder"),
+            (
+                "embodiment.name",
+                "auto",
+                "auto (the dataset's robot type), generic (inferred), or a name; in short embodiment=…",
+            ),
+            (
+                "embodiment.files",
+                "[]",
+                "YAML files of robots that are not in conf/embodiment/, or folders of them",
+            ),
+            (
+                "save_embodiment",
+                "null",
+                "a YAML file to write: to be corrected, and given in embodiment.files",
+            ),
+            ("output", "null", "folder of a page with pictures; must be new"),
+            ("model", "a1_3b", "whose widths, slots, view and chunk are compared (conf/model/)"),
+            ("action_mode", "delta", "or abs: how the page shows actions as they are learned"),
+            ("episodes", "3", "of which the page shows pictures"),
+        ),
+        examples=(
+            "vla-mot data inspect datasets/mine",
+            "vla-mot data inspect datasets/mine embodiment=generic save_embodiment=robots/mine.yaml",
+            "vla-mot data inspect root=datasets/mine embodiment.files=[robots/mine.yaml] output=outputs/mine",
+        ),
+        positional="root",
+        short=(("embodiment", "embodiment.name"),),
     ),
     Command(
         name="data convert",
@@ -117,6 +169,91 @@ COMMANDS = (
             ("output", "required", "the v3.0 dataset's folder; must be new"),
         ),
         examples=("vla-mot data convert root=datasets/old output=datasets/new",),
+    ),
+    Command(
+        name="data mixture",
+        module="vla_mot.commands.mixture",
+        config="mixture",
+        summary="what a mixture of datasets resolves to: weights, frames, hours, epochs, workers",
+        about=(
+            "Reads only the info file of every dataset. Says what each group and dataset weighs, how often its frames "
+            "are seen, what a data worker holds, and whether the mixture that comes out is the one that was asked for."
+        ),
+        keys=(
+            ("data", "mixture", "a preset (conf/data/), e.g. a1_pretrain, whose frames are declared"),
+            ("data.root", "required", "folder of the datasets"),
+            ("data.groups", "{}", "name → {pattern, weight, by, exponent, embodiment}"),
+            ("data.assignment", "exact", "or lpt, as published"),
+            ("data.workers", "0", "data workers per rank"),
+            ("ranks", "1", "processes that train"),
+            ("steps", "700000", "of training, for the epochs; and batch_size"),
+            ("manifest", "null", "a JSON file to write: dataset, revision, frames, weight"),
+        ),
+        examples=(
+            "vla-mot data mixture data=a1_pretrain ranks=64 data.workers=8",
+            "vla-mot data mixture data=conveyors data.root=outputs/three",
+        ),
+    ),
+    Command(
+        name="pretrain",
+        module="vla_mot.commands.pretrain",
+        config="pretrain",
+        summary="train a policy on a mixture of LeRobot v3 datasets of several robots",
+        about=(
+            "Like posttrain, on a mixture: groups of datasets with weights, each dataset read as the robot that "
+            "recorded it, videos without actions for foresight alone. The mixture comes out as asked for on any number "
+            "of ranks and workers. resume=<run> goes on bit by bit, also with other workers as long as they divide "
+            "data.shards."
+        ),
+        keys=(
+            ("experiment", "null", "a whole preset (conf/experiment/): pretrain_tiny, pretrain_a1_3b"),
+            ("data", "mixture", "a mixture (conf/data/); `vla-mot data mixture` shows one"),
+            ("data.root", "required", "folder of the datasets"),
+            ("output", "required", "the run's folder; must be new"),
+            ("resume", "null", "a run's folder: go on with its own configuration"),
+            ("init_from", "null", "a policy, its run, or a Hub repository: start from its weights"),
+            ("model", "tiny", "a preset (conf/model/), which chooses backbone and foresight"),
+            ("data.workers", "0", "processes that prepare batches"),
+            (
+                "data.statistics",
+                "null",
+                "a file of `vla-mot data stats`; null: computed when training starts",
+            ),
+            ("data.skip_broken", "0", "episodes or datasets that may be unreadable"),
+            ("train.steps", "700000", "optimizer steps; further train.* in conf/train/"),
+        ),
+        examples=(
+            "vla-mot pretrain experiment=pretrain_tiny data.root=outputs/three output=outputs/pretrained",
+            "vla-mot pretrain resume=outputs/pretrained data.workers=2",
+            "vla-mot posttrain experiment=conveyor data.root=… output=… init_from=outputs/pretrained",
+        ),
+        hub=("init_from", "backbone.weights"),
+    ),
+    Command(
+        name="data stats",
+        module="vla_mot.commands.stats",
+        config="stats",
+        summary="normalization statistics of one dataset, or of a mixture, per robot",
+        about=(
+            "Counts states over frames, and actions over the real chunk windows of the training episodes, and writes mean, "
+            "deviation, extremes and quantiles of every robot, for data.statistics=… of a training run. What is counted "
+            "of a dataset is kept: an interrupted command goes on, and one more dataset costs only itself."
+        ),
+        keys=(
+            ("data.root", "required", "the dataset's folder; of a mixture, the folder of its datasets"),
+            ("output", "required", "the file; must be new"),
+            ("data", "lerobot", "or a mixture (conf/data/)"),
+            ("embodiment", "null", "the robot (conf/embodiment/); null: what each dataset or its group says"),
+            ("chunk_size", "50", "steps of a window: the model's chunk_size"),
+            ("data.action_mode", "delta", "actions less the state at their window's start; or abs"),
+            ("data.validation_fraction", "0.1", "share of the episodes that is left out, as training does"),
+            ("jobs", "1", "processes; the result does not depend on it"),
+            ("kept", "null", "folder of what is counted of each dataset; null: the user's cache folder"),
+        ),
+        examples=(
+            "vla-mot data stats data.root=outputs/conveyor chunk_size=12 output=outputs/stats.json",
+            "vla-mot data stats data=conveyors data.root=outputs/data jobs=2 output=outputs/stats.json",
+        ),
     ),
     Command(
         name="posttrain",
@@ -174,6 +311,11 @@ COMMANDS = (
             ("instruction", "own", "other: the other object's instruction"),
             ("controller", "policy", "untrained: random weights; expert: scripted, needs no checkpoint"),
             ("env", "conveyor", "the robot (conf/env/)"),
+            (
+                "robot",
+                "null",
+                "which one of a policy that knows several, e.g. conveyor_fingers with env.robot=fingers",
+            ),
             ("n_action_steps", "null", "steps executed of each chunk; null: as the checkpoint says"),
             ("dataset", "null", "a LeRobot dataset: foresight is scored on it too"),
         ),
@@ -291,6 +433,10 @@ def show_command(command: Command) -> None:
     console.print(command.about)
     _heading(console, "Usage")
     console.print(f"  vla-mot {command.name} [key=value …] [options]", markup=False)
+    if command.positional:
+        console.print(
+            f"  vla-mot {command.name} <{command.positional}> [key=value …] [options]", markup=False
+        )
     _heading(
         console,
         f"Keys used most (all of them: vla-mot {command.name} --cfg job, or conf/{command.config}.yaml)",

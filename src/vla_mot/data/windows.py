@@ -5,16 +5,19 @@ Legend: `B` samples, `V` present cameras in slot order, `L` chunk steps, `S`/`D`
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vla_mot.batch import Batch
-from vla_mot.data.frame_cache import FrameCache
+from vla_mot.data.frames import Frames
 from vla_mot.data.source import Source
 from vla_mot.errors import ConfigError
 from vla_mot.robots.processor import Processor, Tokenize
+
+_REMEMBERED = 2**16  # instructions whose tokens are kept
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Windows:
     images: `(B, 3, V, 3, H, W)` uint8, frames t - m, t and t + m of the present cameras.
     future_valid: `(B,)` bool, True where t + m lies inside the episode.
     actions: `(B, L, D)` float32; step_mask: `(B, L)` bool, False where the last action of the episode is repeated.
-    state: `(B, S)` float32 at t. tasks: B instructions. index: `(B,)` int64, the frame t in the dataset.
+    state: `(B, S)` float32 at t. tasks: B instructions.
+    origin: `(B, 3)` int64: the dataset's place in the mixture, the episode, and the frame t in the dataset.
     """
 
     images: Tensor
@@ -52,10 +56,25 @@ class Windows:
     step_mask: Tensor
     state: Tensor
     tasks: tuple[str, ...]
-    index: Tensor
+    origin: Tensor
 
     def __len__(self) -> int:
-        return self.index.shape[0]
+        return self.origin.shape[0]
+
+    def with_images(self, images: Tensor) -> "Windows":
+        """The same windows with other pictures."""
+        return replace(self, images=images)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Windows"]) -> "Windows":
+        """The windows of several datasets of one robot, in the order of the parts."""
+        if len(parts) == 1:
+            return parts[0]
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("images", "future_valid", "actions", "step_mask", "state", "origin")
+        }
+        return cls(**tensors, tasks=tuple(task for part in parts for task in part.tasks))
 
 
 class WindowDataset(Dataset[Windows]):
@@ -64,15 +83,22 @@ class WindowDataset(Dataset[Windows]):
     A window never leaves its episode: before its start the first frame stands in for the history; past its end the
     last frame stands in for the future and the last action for the chunk's steps, both flagged.
     `__getitems__` gathers a whole batch at once, and `__getitem__` is a batch of one.
+
+    pictures: of every frame, from a cache or decoded on demand. number: the dataset's place in its mixture.
     """
 
     def __init__(
-        self, source: Source, cache: FrameCache, config: WindowConfig, episodes: Sequence[int] | None = None
+        self,
+        source: Source,
+        pictures: Frames,
+        config: WindowConfig,
+        episodes: Sequence[int] | None = None,
+        number: int = 0,
     ) -> None:
         expected = (source.num_frames, len(source.cameras), 3, *config.image_size)
-        if cache.shape != expected:
-            raise ConfigError(f"the frame cache has shape {cache.shape}, these windows need {expected}.")
-        self.source, self.cache, self.config = source, cache, config
+        if pictures.shape != expected:
+            raise ConfigError(f"the frame cache has shape {pictures.shape}, these windows need {expected}.")
+        self.source, self.pictures, self.config, self.number = source, pictures, config, number
         chosen = torch.as_tensor(range(source.num_episodes) if episodes is None else list(episodes)).long()
         if not len(chosen):
             raise ConfigError(f"no episode of {source.root} was chosen.")
@@ -81,6 +107,7 @@ class WindowDataset(Dataset[Windows]):
         self.frames = torch.cat([torch.arange(start, end) for start, end in spans])
         self.starts = torch.repeat_interleave(starts, ends - starts)
         self.ends = torch.repeat_interleave(ends, ends - starts)
+        self.episodes = torch.repeat_interleave(chosen, ends - starts)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -97,25 +124,25 @@ class WindowDataset(Dataset[Windows]):
         steps = now[:, None] + torch.arange(self.config.chunk_size)
         step_mask = (steps <= last[:, None]) & self.source.has_actions
         return Windows(
-            images=self.cache.gather(times),
+            images=self.pictures.gather(times),
             future_valid=now + m <= last,
             actions=self.source.action[torch.minimum(steps, last[:, None])],
             step_mask=step_mask,
             state=self.source.state[now],
             tasks=tuple(self.source.tasks[task] for task in self.source.task_index[now].tolist()),
-            index=now,
+            origin=torch.stack([torch.full_like(now, self.number), self.episodes[rows], now], dim=1),
         )
 
 
 class Collate:
-    """Windows → the model's `Batch`, through the same `Processor` that runs the robot.
+    """Windows of one robot → the model's `Batch`, through the same `Processor` that runs the robot.
 
-    Instructions are tokenized once per distinct task, all padded to the longest of `tasks`.
+    Every distinct instruction is tokenized once, as long as it is among the last ones seen.
     """
 
-    def __init__(self, processor: Processor, tasks: Sequence[str]) -> None:
+    def __init__(self, processor: Processor) -> None:
         self.slots = [slot for slot, _ in processor.embodiment.present_cameras]
-        self.processor = replace(processor, tokenize=_TaskTokens(processor.tokenize, tasks))
+        self.processor = replace(processor, tokenize=_RememberedTokens(processor.tokenize))
 
     def __call__(self, windows: Windows, index: Tensor | None = None) -> Batch:
         """Build the batch. index: `(B,)` global sample indices that key the noise; the frames' by default."""
@@ -125,27 +152,24 @@ class Collate:
         )
         absent = torch.full_like(windows.images[:, 0, 0], 255)
         slots = range(observation.images.shape[1])
-        return self.processor.batch(
+        batch = self.processor.batch(
             observation,
             future=torch.stack([views[slot][:, 2] if slot in views else absent for slot in slots], dim=1),
             future_mask=windows.future_valid[:, None].expand(-1, len(slots)),
             actions=windows.actions,
             step_mask=windows.step_mask,
-            index=windows.index if index is None else index,
+            index=windows.origin[:, 2] if index is None else index,
             state=windows.state,
         )
+        return replace(batch, origin=windows.origin)
 
 
-class _TaskTokens:
-    """A `Tokenize` that looks known instructions up in a table; others go to the tokenizer itself."""
+class _RememberedTokens:
+    """A `Tokenize` that asks another one, which gives every text the same width, once per text."""
 
-    def __init__(self, tokenize: Tokenize, tasks: Sequence[str]) -> None:
-        self.tokenize = tokenize
-        self.rows = {task: row for row, task in enumerate(dict.fromkeys(tasks))}
-        self.ids, self.mask = tokenize(list(self.rows))
+    def __init__(self, tokenize: Tokenize) -> None:
+        self._row = lru_cache(maxsize=_REMEMBERED)(lambda text: tokenize([text]))
 
     def __call__(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        if any(task not in self.rows for task in instructions):
-            return self.tokenize(instructions)
-        rows = torch.tensor([self.rows[task] for task in instructions])
-        return self.ids[rows], self.mask[rows]
+        ids, mask = zip(*map(self._row, instructions), strict=True)
+        return torch.cat(ids), torch.cat(mask)

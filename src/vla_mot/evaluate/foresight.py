@@ -59,6 +59,7 @@ def score_foresight(
     mean_latents: Tensor,
     view_names: Sequence[str],
     *,
+    offset_frames: int | None = None,
     threshold: float = 0.5,
     num_examples: int = 4,
     seed: int = 0,
@@ -66,6 +67,7 @@ def score_foresight(
     """Score a model's foresight on batches of (batch, episode number `(B,)` int64).
 
     mean_latents: see `mean_future_latents`. view_names: V names, one per camera slot of the batches.
+    offset_frames: m of the robot, which the report says; None: the model's.
     threshold: movement of a latent cell, in the units of the latents (those of the DCT tokenizer have deviation 1).
     num_examples: episodes of which the sample with most movement is kept as pictures, in order of appearance.
     seed: of the bootstrap. Raises ValueError when nothing moves in any sample.
@@ -86,7 +88,7 @@ def score_foresight(
         scores=tuple(sums.scores(view_names, seed)),
         samples=sums.samples,
         episodes=len(sums.by_episode),
-        offset_frames=model.config.offset_frames,
+        offset_frames=offset_frames or model.config.offset_frames,
         threshold=threshold,
         examples=tuple(album.examples()),
     )

@@ -41,6 +41,11 @@ class ForesightTokenizer(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """`(N, C, h, w)` latents → `(N, 3, H, W)` float, about [−1, 1]; not clamped."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether `fit` does anything."""
+        return type(self).fit is not ForesightTokenizer.fit
+
     def fit(self, pictures: Tensor) -> None:
         """Compute stored statistics from `(N, 3, H, W)` pictures in [−1, 1] of the training data."""
 

@@ -23,9 +23,11 @@ def architecture(model: ModelConfig) -> dict[str, str]:
 
 def foresight(model: ModelConfig, fps: float | None) -> str:
     """How far history and foresight lie from the present, and what they are pictures of."""
-    return (
-        f"{lasting(model.offset_frames, 'frames', fps)} back and ahead, tokenizer {model.foresight['type']}"
-    )
+    if model.offset_seconds is not None:
+        distance = f"{model.offset_seconds:g} s"
+    else:
+        distance = lasting(model.offset_frames, "frames", fps)
+    return f"{distance} back and ahead, tokenizer {model.foresight['type']}"
 
 
 def sampling(sampler: SamplerConfig) -> str:

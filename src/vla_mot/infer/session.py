@@ -32,6 +32,7 @@ class Session:
         self.policy = policy
         self.history = history
         self._seeds = list(seeds)
+        self._offset = policy.spec.model.offset(policy.robot.embodiment)
         self._frames: dict[str, deque[Tensor]] = {}
         self._queue: deque[Tensor] = deque()
         self._calls = 0
@@ -82,7 +83,7 @@ class Session:
                 f"got {', '.join(sorted(images)) or 'none'}."
             )
         for key, image in images.items():
-            kept = self._frames.setdefault(key, deque(maxlen=self.policy.spec.model.offset_frames + 1))
+            kept = self._frames.setdefault(key, deque(maxlen=self._offset + 1))
             kept.append(image)
 
     def predict(self, state: Tensor, instructions: Sequence[str], noise: Tensor | None = None) -> ActionChunk:

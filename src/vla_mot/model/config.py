@@ -9,6 +9,7 @@ from vla_mot.errors import ConfigError
 from vla_mot.flow.matching import NoiseLevelConfig
 from vla_mot.nn.expert import ExpertConfig
 from vla_mot.options import section
+from vla_mot.robots.embodiment import Embodiment
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class ModelConfig:
     generation, action: widths of these experts; layers, heads and head dim follow the backbone.
     num_views: camera slots V. view_size: (height, width) in pixels after `resize_with_pad`.
     offset_frames: m; history is frame t − m and foresight frame t + m, in frames of the embodiment.
+    offset_seconds: m in seconds instead, so that robots of other rates count other frames; None: offset_frames counts.
     foresight_stride: latent rows and columns per generation token.
     chunk_size: L. max_state_dim, max_action_dim: padded widths S and A.
     min_period, max_period: of the noise-level embedding.
@@ -47,6 +49,7 @@ class ModelConfig:
     positions: Literal["real", "released"] = "real"
     action_loss: Literal["real", "padded"] = "real"
     noise_level: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
+    offset_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_views", "offset_frames", "foresight_stride", "chunk_size"):
@@ -59,6 +62,12 @@ class ModelConfig:
             )
         if self.action.hidden_size % 2:
             raise ConfigError(f"model.action.hidden_size must be even, got {self.action.hidden_size}.")
+
+    def offset(self, embodiment: Embodiment) -> int:
+        """m in frames of a robot. Raises ConfigError when the seconds are no whole number of its frames."""
+        if self.offset_seconds is None:
+            return self.offset_frames
+        return max(1, embodiment.frames(seconds=self.offset_seconds))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists."""

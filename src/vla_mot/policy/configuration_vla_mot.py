@@ -16,6 +16,7 @@ from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.config import ModelConfig
 from vla_mot.policy.defaults import default_model
 from vla_mot.robots.actions import ABSOLUTE, DELTA
+from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.robot import Robot
 
 _LR_FROM_SCRATCH, _LR_FROM_CHECKPOINT = 1e-3, 5e-5
@@ -113,7 +114,10 @@ class VlaMotConfig(PreTrainedConfig):
     @property
     def observation_delta_indices(self) -> list[int]:
         """Frames t − m, t and t + m, for training."""
-        offset = self.model_config().offset_frames
+        model = self.model_config()
+        mine = [body for body in self.embodiments if self.embodiment in (None, body["name"])]
+        # From scratch there is no list of robots yet, and m is stated in frames.
+        offset = model.offset(Embodiment.from_dict(mine[0])) if mine else model.offset_frames
         return [-offset, 0, offset]
 
     @property

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ POLICY_FOLDER, STATE_FOLDER, LAST = "pretrained_model", "training_state", "last"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, seconds of training spent."""
+    """Where a run stands: optimizer steps done, seconds of training spent, samples learned of each kind."""
 
     step: int
     seconds: float
+    samples: Mapping[str, int] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -79,7 +80,7 @@ def _save_state(
     write_tensors(folder / "optimizer.safetensors", optimizers.tensors())
     write_json(
         folder / "progress.json",
-        {"step": progress.step, "seconds": progress.seconds, "average_updates": average.updates},
+        asdict(progress) | {"average_updates": average.updates},
     )
 
 
@@ -122,7 +123,7 @@ def load_checkpoint(
         raise CheckpointError(f"{policy.source} has other weights than the model of this run.")
     average.load(policy.read(), int(progress["average_updates"]))
     optimizers.load(Weights.open(state / "optimizer.safetensors").read())
-    return Progress(int(progress["step"]), float(progress["seconds"]))
+    return Progress(int(progress["step"]), float(progress["seconds"]), dict(progress.get("samples", {})))
 
 
 def _numbered(root: Path) -> list[Path]:

@@ -6,6 +6,7 @@ weights, its optimizer and its step: a killed and resumed run equals an uninterr
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +30,12 @@ _USELESS = 1e4
 
 
 class Stream(Protocol):
-    """Training batches by step (`vla_mot.data.stream.BatchStream`), and where a step's samples come from, in words."""
+    """Training batches by step (`vla_mot.data.loader.Loader`), where the samples of one come from, in words, and how
+    many are of which group of a mixture."""
 
     def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]: ...
-    def describe(self, step: int) -> str: ...
+    def describe(self, batch: Batch) -> str: ...
+    def composition(self, batch: Batch) -> Mapping[str, int]: ...
 
 
 Report = Callable[[int, dict[str, float]], None]
@@ -83,8 +86,9 @@ class Trainer:
             batches = self.stream.batches(self.progress.step, self.config.steps, prefetch=ahead)
             folder = self._newest_or_first()
             for step, batch in enumerate(batches, start=self.progress.step):
+                samples = self._counted(batch)
                 numbers = self._step(step, batch.to(self.config.device))
-                self.progress = Progress(step + 1, time.perf_counter() - started)
+                self.progress = Progress(step + 1, time.perf_counter() - started, samples)
                 report(step + 1, numbers)
                 folder = self._after_step(log, numbers) or folder
         finally:
@@ -117,17 +121,25 @@ class Trainer:
         }
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad:
-            raise self._blown_up(step, f"{', '.join(bad)} is not finite")
+            raise self._blown_up(step, batch, f"{', '.join(bad)} is not finite")
         self.optimizers.step(rate)
         self.average.update(self.model)
         self._learned = batch
         return numbers
 
-    def _blown_up(self, step: int, what: str) -> NonFiniteLossError:
+    def _counted(self, batch: Batch) -> dict[str, int]:
+        """What all batches so far were made of, this one included."""
+        found = Counter(self.progress.samples)
+        found.update({f"samples/{group}": n for group, n in self.stream.composition(batch).items()})
+        found["samples/with actions"] += int(batch.action_mask.flatten(1).any(1).sum())
+        found["samples/with foresight"] += int(batch.future_mask.any(1).sum())
+        return dict(found)
+
+    def _blown_up(self, step: int, batch: Batch, what: str) -> NonFiniteLossError:
         """The error that names the batch of `step`, and how to go on."""
         kept = newest_checkpoint(self.run_folder)
         return NonFiniteLossError(
-            f"step {step}: {what}. The batch holds {self.stream.describe(step)}. The last good checkpoint is {kept}. "
+            f"step {step}: {what}. The batch holds {self.stream.describe(batch)}. The last good checkpoint is {kept}. "
             f"Look at these frames, or go on from it in a new run: init_from={kept} output=…, with a train.lr below "
             f"{self.config.lr:g}."
         )
@@ -138,7 +150,8 @@ class Trainer:
         last = step == config.steps
         if step % config.log_every == 0 or last:
             rate = step * config.batch_size / max(self.progress.seconds, 1e-9)
-            log.write("train", step, numbers | {"samples_per_second": rate, "seconds": self.progress.seconds})
+            told = numbers | {"samples_per_second": rate, "seconds": self.progress.seconds}
+            log.write("train", step, told | self.progress.samples)
         if self.validation and (step % config.val_every == 0 or last):
             log.write("validation", step, self.validate() | {"seconds": self.progress.seconds})
         return self.save() if step % config.save_every == 0 or last else None
@@ -202,8 +215,9 @@ class Trainer:
                     f"training would begin with weights that are not finite ({bad[0]}, …); init_from=… must name a "
                     "policy that can act: try an earlier checkpoint."
                 )
-            if bad:
-                raise self._blown_up(step, f"{len(bad)} of the {kind} ({bad[0]}, …) are not finite after it")
+            if bad and self._learned is not None:
+                what = f"{len(bad)} of the {kind} ({bad[0]}, …) are not finite after it"
+                raise self._blown_up(step, self._learned, what)
         if self._learned is None:
             return
         self._require_sense(step, "weights", self._learned)
@@ -217,6 +231,7 @@ class Trainer:
         if not (math.isfinite(foresight) and action < _USELESS * nothing):
             raise self._blown_up(
                 step,
+                batch,
                 f"the {kind} after it are useless: on the same batch the action loss is {action:.3g}, the foresight "
                 f"loss {foresight:.3g}",
             )

@@ -1,0 +1,232 @@
+"""Puts a run's data together: mixture, statistics, robots, assignment, batches.
+
+The order is the content: what is cheap and can fail comes first, so that a mistake leaves nothing behind.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_mot.batch import Batch
+from vla_mot.commands.console import progress
+from vla_mot.commands.counting import robots_of
+from vla_mot.commands.settings import DataConfig, TrainingConfig
+from vla_mot.data.assignment import Assignment, assign_exact, assign_lpt
+from vla_mot.data.loader import Loader
+from vla_mot.data.mixture import Mixture, resolve_mixture
+from vla_mot.data.opened import OpenDatasets
+from vla_mot.data.recipe import Opened, Recipe
+from vla_mot.data.stream import StreamConfig
+from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
+from vla_mot.errors import CheckpointError
+from vla_mot.hub.spec import PolicySpec
+from vla_mot.robots.processor import Processor, Tokenize
+from vla_mot.robots.robot import Robot
+
+_DATASET_COST = 2**20
+"""Bytes that an open dataset costs beside its frames; see docs/assignment.md."""
+_FRAME_COST = 160
+"""Bytes that a frame of an open dataset costs: its state, action, time and place in the order."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's data, ready for training. robots: all of them, those without actions (people) too.
+
+    spec: of the policy, which knows only robots that act.
+    """
+
+    mixture: Mixture
+    robots: tuple[Robot, ...]
+    spec: PolicySpec
+    recipe: Recipe
+    assignment: Assignment
+
+    @cached_property
+    def datasets(self) -> OpenDatasets[Opened]:
+        """The datasets as this process opens them: for validation, and what a new tokenizer is fitted on."""
+        return OpenDatasets(self.recipe.open, 16)
+
+    @property
+    def identity(self) -> str:
+        """Hash of what is learned from: of a single dataset's content, or of every dataset's metadata."""
+        if len(self.mixture.entries) == 1:
+            return self.datasets.get(0).source.content_hash
+        manifest = [
+            {key: row[key] for key in ("dataset", "revision", "weight")} for row in self.mixture.manifest()
+        ]
+        return hashlib.blake2b(json.dumps(manifest).encode(), digest_size=16).hexdigest()
+
+    def loader(self, config: TrainingConfig, tokenize: Tokenize) -> Loader:
+        """The training batches."""
+        stream = StreamConfig(
+            recipe=replace(self.recipe, processors=self._processors(tokenize)),
+            assignment=self.assignment,
+            global_batch=config.train.batch_size,
+            seed=config.train.seed,
+            skip_broken=config.data.skip_broken > 0,
+            most_open=config.data.most_open,
+        )
+        return Loader(stream, config.data.workers, config.data.skip_broken)
+
+    def validation_batches(self, config: TrainingConfig, tokenize: Tokenize) -> list[Batch]:
+        """At most `train.val_samples` held-out samples, of every dataset as many as its weight says."""
+        processors = self._processors(tokenize)
+        batches = []
+        for number, count in self._shares(config.train.val_samples):
+            held_out = self.datasets.get(number).validation if self.recipe.split.fraction else None
+            if held_out is None:
+                continue
+            collate = Collate(processors[self.mixture.entries[number].robot.name])
+            for rows in spread(torch.arange(len(held_out)), count).split(config.train.batch_size):
+                batches.append(collate(held_out.__getitems__(rows)))
+        return batches
+
+    def some_frames(self, count: int) -> Tensor:
+        """About `count` moments of the training data, as the model sees them: `(n, 3, H, W)` uint8, every camera."""
+        return torch.cat([
+            training.pictures.gather(spread(training.frames, part)).flatten(0, 1)
+            for number, part in self._shares(count)
+            for training in [self.datasets.get(number).training]
+        ])  # fmt: skip
+
+    def training_frames(self, config: TrainingConfig) -> float:
+        """Frames that train: all but those that are held out, exactly for one dataset, about for several."""
+        if len(self.mixture.entries) == 1:
+            return len(self.datasets.get(0).training)
+        return sum(entry.frames for entry in self.mixture.entries) * (1 - config.data.validation_fraction)
+
+    def describe(self, config: TrainingConfig) -> Iterator[str]:
+        """What is learned from, in words; durations in frames and in seconds."""
+        entries = self.mixture.entries
+        if len(entries) == 1:
+            yield from self._describe_one(config)
+            return
+        frames, episodes = sum(e.frames for e in entries), sum(e.episodes or 0 for e in entries)
+        names = ", ".join(str(robot) for robot in self.robots)
+        yield f"data       {len(entries)} datasets of {names}: {episodes:,} episodes, {frames:,} frames"
+        for group in dict.fromkeys(entry.group for entry in entries):
+            mine = [entry for entry in entries if entry.group == group]
+            yield f"           {sum(e.weight for e in mine):6.1%} {group}: {len(mine)} datasets"
+        yield (
+            f"workers    {config.data.workers or 'none: the training process prepares batches'}; "
+            f"{len(self.assignment.shards)} shards, {config.data.assignment} assignment"
+        )
+
+    def _describe_one(self, config: TrainingConfig) -> Iterator[str]:
+        opened, robot, model = self.datasets.get(0), self.robots[0], config.model
+        fps, window = opened.source.fps, self.recipe.windows[0]
+        held_out = 0 if opened.validation is None else len(opened.validation.episodes.unique())
+        yield (
+            f"data       {opened.source.num_episodes} episodes ({held_out} for validation), "
+            f"{opened.source.num_frames:,} frames at {fps:g} fps, embodiment {robot.embodiment.name}"
+        )
+        yield (
+            f"history and foresight  {window.offset_frames} frames = {window.offset_frames / fps:g} s; "
+            f"chunk {model.chunk_size} steps = {model.chunk_size / fps:g} s, "
+            f"{config.sampler.n_action_steps} of them executed"
+        )
+
+    def _processors(self, tokenize: Tokenize) -> dict[str, Processor]:
+        """Of every robot, all with as many camera slots as the robot that has most, so that shapes stay."""
+        last = max(slot for robot in self.robots for slot, _ in robot.embodiment.present_cameras)
+        made = {robot.embodiment.name: self.spec.processor(robot, tokenize) for robot in self.robots}
+        return {name: replace(robot, slots=robot.slots or last + 1) for name, robot in made.items()}
+
+    def _shares(self, count: int) -> Iterator[tuple[int, int]]:
+        """(dataset, how many of `count` are its): in proportion to the weights, datasets without any left out."""
+        edges = np.cumsum([0.0, *(entry.weight for entry in self.mixture.entries)])
+        for number, part in enumerate(np.diff(np.round(edges / edges[-1] * count)).astype(int).tolist()):
+            if part:
+                yield number, part
+
+
+def open_data(config: TrainingConfig, shards: int | None = None) -> Data:
+    """Find the datasets, count their statistics or read them, and, where wanted, decode their pictures.
+
+    shards: of a run that is resumed; None: as configured, or as many as there are workers.
+    Raises DatasetError or ConfigError when data does not fit a robot or the model.
+    """
+    data, model = config.data, config.model
+    mixture = resolve_mixture(data.mixture(config.embodiment)).require_data()
+    windows = tuple(
+        WindowConfig(model.chunk_size, model.offset(replace(entry.robot, fps=entry.fps)), model.view_size)
+        for entry in mixture.entries
+    )
+    recipe = Recipe(
+        entries=mixture.entries,
+        windows=windows,
+        processors={},
+        frames=data.pictures,
+        split=data.split,
+        augmentation=data.augmentation,
+        seed=config.train.seed,
+        tolerant=data.skip_broken > 0,
+    )
+    robots = robots_of(mixture, data, model.chunk_size)
+    acting = tuple(robot for robot in robots if robot.embodiment.action_dim)
+    found = Data(
+        mixture=mixture,
+        robots=robots,
+        spec=PolicySpec(model, acting, config.sampler),
+        recipe=recipe,
+        assignment=assign(mixture, data, shards),
+    )
+    if data.prepare:
+        _prepare(found)
+    return found
+
+
+def assign(mixture: Mixture, data: DataConfig, shards: int | None = None) -> Assignment:
+    """Which shard draws what. Memory per worker is balanced by what open datasets cost."""
+    names = [entry.name for entry in mixture.entries]
+    weights = [entry.weight for entry in mixture.entries]
+    count = data.shards or shards or max(1, data.workers)
+    if data.assignment == "lpt":
+        return assign_lpt([entry.frames for entry in mixture.entries], weights, names, count)
+    costs = [_DATASET_COST + _FRAME_COST * entry.frames for entry in mixture.entries]
+    return assign_exact(weights, costs, names, count)
+
+
+def _prepare(data: Data) -> None:
+    """Decode all pictures now, with a progress bar, instead of when they are first drawn."""
+    with progress("frames") as advance:
+        for number in range(len(data.mixture.entries)):
+            data.recipe.open(number, advance)
+
+
+def spread(values: Tensor, count: int) -> Tensor:
+    """At most `count` of the values, evenly spread."""
+    if len(values) <= count:
+        return values
+    return values[torch.linspace(0, len(values) - 1, count).round().long()]
+
+
+def spread_rows(dataset: WindowDataset, count: int) -> Tensor:
+    """At most `count` rows of a dataset, evenly spread over its episodes."""
+    return spread(torch.arange(len(dataset)), count)
+
+
+def require_same_data(folder: Path, facts: dict[str, Any] | None, data: Data) -> None:
+    """Raise CheckpointError when a run that is to be resumed was trained on other data, or drew it otherwise."""
+    known = facts or {}
+    if known.get("dataset") not in (None, data.identity):
+        places = ", ".join(str(entry.root) for entry in data.mixture.entries[:3])
+        raise CheckpointError(
+            f"{folder} was trained on other data than {places} holds now; resume with the same dataset, or "
+            "start a new run with init_from=…."
+        )
+    if known.get("assignment") not in (None, data.assignment.digest):
+        raise CheckpointError(
+            f"{folder} drew its samples in another order: it had {known.get('shards')} shards, now there are "
+            f"{len(data.assignment.shards)}, or their contents differ. Resume with data.shards={known.get('shards')} "
+            "and the same data.assignment, or start a new run with init_from=…."
+        )

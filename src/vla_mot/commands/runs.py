@@ -1,0 +1,194 @@
+"""A training run as `pretrain` and `posttrain` see it: new, resumed, or from a policy's weights."""
+
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_mot.commands import folders, mixing, training
+from vla_mot.commands.console import console, progress, show_library_log
+from vla_mot.commands.repositories import locate
+from vla_mot.commands.resume import resumed_config
+from vla_mot.commands.settings import TrainingConfig, fit, training_config
+from vla_mot.errors import ConfigError, DataWorkerError
+from vla_mot.train.checkpoint import newest_checkpoint
+from vla_mot.train.loop import Trainer
+from vla_mot.version import __version__
+
+FACTS = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run is to do: its folder, how it trains, and where it starts.
+
+    plain: the configuration as it is written to config.yaml. resume: continue what is in the folder.
+    init_from: a policy's folder or Hub repository. command: the one that goes on with it.
+    """
+
+    folder: Path
+    config: TrainingConfig
+    plain: Mapping[str, Any]
+    resume: bool = False
+    init_from: str | Path | None = None
+    command: str = "posttrain"
+
+    @property
+    def go_on(self) -> str:
+        """How to continue, as a line to be typed."""
+        return f"To go on: vla-mot {self.command} resume={self.folder}"
+
+
+def _kept(run: Run) -> str:
+    """What an interrupt at any moment left of a run."""
+    if not (run.folder / folders.CONFIG_NAME).is_file():
+        return f"Nothing was written to {run.folder}; the same command starts again."
+    checkpoint = newest_checkpoint(run.folder)
+    kept = f"The last checkpoint is {checkpoint}." if checkpoint else "There is no checkpoint yet."
+    return f"{kept}\n{run.go_on}"
+
+
+class _StopRequestedError(Exception):
+    """Raised between two steps, where the state is whole."""
+
+
+def run(command: str, config: dict[str, Any], overrides: list[str]) -> None:
+    """Do what `vla-mot <command>` was asked for."""
+    show_library_log()
+    asked = (
+        _new_run(command, config) if config["resume"] is None else _resumed_run(command, config, overrides)
+    )
+    try:
+        checkpoint = train(asked)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(*stop.args or [_kept(asked)]) from None
+    console.print(f"policy: {checkpoint / 'pretrained_model'}")
+
+
+def _new_run(command: str, config: dict[str, Any]) -> Run:
+    folder = fit(Path, "output", config["output"])
+    if config["output"] == "???":
+        raise ConfigError("output must be given: the folder of the run, for example output=outputs/run.")
+    used = (
+        f" To continue it: vla-mot {command} resume={folder}"
+        if (folder / folders.CONFIG_NAME).is_file()
+        else ""
+    )
+    folders.require_unused(folder, used)
+    return Run(folder, training_config(config), config, init_from=_init_from(config), command=command)
+
+
+def _init_from(config: Mapping[str, Any]) -> str | Path | None:
+    init_from = fit(Path | None, "init_from", config.get("init_from"))
+    return locate(init_from) if init_from else None
+
+
+def _resumed_run(command: str, config: dict[str, Any], overrides: list[str]) -> Run:
+    folder = fit(Path, "resume", config["resume"])
+    merged, changes = resumed_config(folder, config, overrides)
+    for key, (before, now) in changes.items():
+        console.print(f"resumed with another {key}: {before} → {now}")
+    # A run that was killed before its first checkpoint begins again, with the weights that it began with.
+    init_from = None if newest_checkpoint(folder) else _init_from(merged)
+    return Run(folder, training_config(merged), merged, True, init_from, command)
+
+
+def train(run: Run) -> Path:
+    """Train to the last step; returns the last checkpoint's folder.
+
+    A run is resumable from the moment its config.yaml stands in its folder. On an interrupt the present step is saved
+    and `KeyboardInterrupt` is raised with how to go on.
+    """
+    model = training.build_model(run.config)
+    facts = folders.read_facts(run.folder / FACTS) if run.resume else None
+    data = mixing.open_data(run.config, shards=(facts or {}).get("shards"))
+    mixing.require_same_data(run.folder, facts, data)
+    checkpoint = newest_checkpoint(run.folder) if run.resume else None
+    if checkpoint is None:
+        training.prepare_weights(model, data, run.config.start, run.init_from)
+    trainer = training.make_trainer(run.config, data, model, run.folder, run.plain)
+    if checkpoint is not None:
+        _restore(trainer, checkpoint)
+    elif run.resume:
+        console.print(f"{run.folder} has no checkpoint yet: training starts from the beginning")
+    training.describe(run.config, data, model)
+    folders.write_config(run.folder, dict(run.plain))
+    folders.write_facts(run.folder / FACTS, _facts(data))
+    return _run(trainer, run)
+
+
+def _restore(trainer: Trainer, checkpoint: Path) -> None:
+    trainer.resume(checkpoint)
+    console.print(f"resumed at step {trainer.progress.step} from {checkpoint}")
+    if trainer.progress.step > trainer.config.steps:
+        raise ConfigError(
+            f"the run has {trainer.progress.step} steps already; train.steps={trainer.config.steps} lies behind that."
+        )
+
+
+def _facts(data: mixing.Data) -> dict[str, Any]:
+    return {
+        "dataset": data.identity,
+        "frames": sum(entry.frames for entry in data.mixture.entries),
+        "shards": len(data.assignment.shards),
+        "assignment": data.assignment.digest,
+        "vla_mot": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _run(trainer: Trainer, run: Run) -> Path:
+    total, batch = run.config.train.steps, run.config.train.batch_size
+    first, started = trainer.progress.step, time.perf_counter()
+    with progress("train") as advance, _asked_to_stop() as asked:
+
+        def report(step: int, numbers: dict[str, float]) -> None:
+            rate = (step - first) * batch / (time.perf_counter() - started)
+            advance(
+                step,
+                total,
+                f"action {numbers['action_loss']:.3f} foresight {numbers['foresight_loss']:.3f} {rate:.0f} samples/s",
+            )
+            if asked.is_set() and step < total:
+                raise _StopRequestedError
+
+        try:
+            return trainer.run(report)
+        except _StopRequestedError:
+            raise KeyboardInterrupt(_save(trainer, run)) from None
+        except DataWorkerError as error:  # met between two steps, where the state is whole
+            raise DataWorkerError(f"{error}\n{_save(trainer, run)}") from None
+
+
+def _save(trainer: Trainer, run: Run) -> str:
+    """Keep the present step, and say so."""
+    checkpoint = trainer.save()
+    return f"Step {trainer.progress.step} of {run.config.train.steps} is kept in {checkpoint}.\n{run.go_on}"
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that training stops between two steps; a second one stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,197 @@
+"""Batches of one rank, made in this process or by data workers, each of which makes its own part of every batch.
+
+The workers are those of torch's DataLoader, started by a fork server that has imported what they need once: a worker
+that has opened nothing yet costs next to no memory of its own.
+"""
+
+import multiprocessing
+import queue
+import signal
+import threading
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, cast
+
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from vla_mot.batch import Batch
+from vla_mot.data.faults import Fault, FaultBudget
+from vla_mot.data.joining import join
+from vla_mot.data.stream import Part, SampleStream, StreamConfig
+from vla_mot.errors import DataWorkerError
+
+_IMPORTS = ["vla_mot.data.stream", "vla_mot.backbones.tokenizers"]  # by the fork server, once for all workers
+_AHEAD = 2  # parts that a worker makes ahead
+
+
+class Loader:
+    """The batches of one rank, in order, endless, from any step on.
+
+    workers: processes; 0 makes the batches in this one. skip_broken: how many places of the data may be unreadable.
+    Raises ConfigError when the shards cannot be shared by all workers of all ranks.
+    """
+
+    def __init__(self, config: StreamConfig, workers: int = 0, skip_broken: int = 0) -> None:
+        self.config, self.workers = config, workers
+        self._names = [entry.name for entry in config.recipe.entries]
+        self._budget = FaultBudget(skip_broken, self._names)
+        self._own = SampleStream(config) if workers == 0 else None
+        for worker in range(workers):
+            config.places(0, worker, workers)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What was skipped so far."""
+        return self._budget.found
+
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
+        """Iterate over the batches of steps `start`, `start + 1`, …, up to `stop` (endless by default).
+
+        prefetch: batches that a background thread holds ready, 0 for none; workers need it. Closing the iterator ends
+        the thread and the workers.
+        Raises DatasetError when data cannot be read, DataWorkerError when a worker died.
+        """
+        made = self._made(start, stop)
+        return _prefetched(made, max(prefetch, 1)) if prefetch or self.workers else made
+
+    def describe(self, batch: Batch) -> str:
+        """Where the samples of a batch come from, in words: frames and episodes of datasets."""
+        if batch.origin is None:
+            return "samples of unknown origin"
+        told = []
+        for number in batch.origin[:, 0].unique().tolist():
+            _, episodes, frames = batch.origin[batch.origin[:, 0] == number].unbind(1)
+            told.append(
+                f"frames {_listed(frames.sort().values)} of dataset {self._names[number]!r}, from its episodes "
+                f"{_listed(episodes.unique())}"
+            )
+        return "; ".join(told)
+
+    def composition(self, batch: Batch) -> dict[str, int]:
+        """How many samples of a batch come from each group of the mixture, in the order of the groups' names."""
+        if batch.origin is None:
+            return {}
+        entries = self.config.recipe.entries
+        counts = Counter(entries[number].group for number in batch.origin[:, 0].tolist())
+        return {group: counts[group] for group in sorted({entry.group for entry in entries})}
+
+    def _made(self, start: int, stop: int | None) -> Iterator[Batch]:
+        if self._own is not None:
+            for part in self._own.parts(start, stop):
+                yield self._joined([part])
+            return
+        with closing(self._parts(start, stop)) as parts:
+            while several := [part for _, part in zip(range(self.workers), parts, strict=False)]:
+                yield self._joined(several)
+
+    def _joined(self, parts: Sequence[Part]) -> Batch:
+        self._budget.add(fault for part in parts for fault in part.faults)
+        return join([part.batch for part in parts if part.batch is not None])
+
+    def _parts(self, start: int, stop: int | None) -> Generator[Part]:
+        """The parts of all workers in turn, step by step."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_IMPORTS)
+        loader = DataLoader(
+            _Parts(self.config, start, stop),
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=cast(Any, _unchanged),
+            worker_init_fn=_set_up,
+            multiprocessing_context=context,
+            prefetch_factor=_AHEAD,
+        )
+        arriving = iter(loader)
+        while True:
+            try:
+                part = next(arriving)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # torch's word for a worker that is gone; ours arrive as values
+                raise DataWorkerError(
+                    f"a data worker died: {error} Was it killed, or is the machine out of memory? Fewer data.workers, "
+                    "or a smaller data.most_open, need less."
+                ) from error
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+
+class _Parts(IterableDataset[Part | Exception]):
+    """What one worker yields; an error is its last word, so that it reaches the user as it was raised."""
+
+    def __init__(self, config: StreamConfig, start: int, stop: int | None) -> None:
+        self.config, self.start, self.stop = config, start, stop
+
+    def __iter__(self) -> Iterator[Part | Exception]:
+        info = get_worker_info()
+        assert info is not None, "made for the workers of a DataLoader"
+        try:
+            yield from SampleStream(self.config, info.id, info.num_workers).parts(self.start, self.stop)
+        except Exception as error:
+            yield error
+
+
+def _unchanged(part: Part | Exception) -> Part | Exception:
+    return part
+
+
+def _set_up(worker: int) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the trainer decides when to stop
+
+
+def _listed(numbers: Tensor, most: int = 16) -> str:
+    more = f", … ({len(numbers)} in all)" if len(numbers) > most else ""
+    return ", ".join(map(str, numbers[:most].tolist())) + more
+
+
+class _End:
+    """The last entry of a queue: nothing more comes, or the error that ended it."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+def _prefetched[T](items: Iterator[T], depth: int) -> Iterator[T]:
+    """Yield `items`, made by a thread that stays `depth` ahead; its error is raised here, in order.
+
+    A worker's death is noticed in that thread: torch would otherwise interrupt the main one in the midst of a step.
+    """
+    ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(item: T | _End) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put(item)
+                if closed.is_set():
+                    return
+            put(_End())
+        except BaseException as error:
+            put(_End(error))
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    thread = threading.Thread(target=produce, name="batch-prefetch", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        closed.set()
+        thread.join()

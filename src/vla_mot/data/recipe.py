@@ -1,0 +1,81 @@
+"""How the samples of a mixture are made: which episodes train, how windows are cut, pictures stored and changed.
+
+A recipe holds nothing that is large and pickles, so that a worker process gets it whole and opens what it is assigned.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from vla_mot.data.frames import FramesConfig, Progress, open_frames
+from vla_mot.data.mixture import Entry
+from vla_mot.data.source import Source
+from vla_mot.data.split import split_episodes
+from vla_mot.data.windows import WindowConfig, WindowDataset, Windows
+from vla_mot.robots.augmentation import AugmentationConfig, augment
+from vla_mot.robots.processor import Processor
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """fraction: of every dataset's episodes that validate, in [0, 1). seed: of the choice."""
+
+    fraction: float = 0.0
+    seed: int = 0
+
+    def episodes(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(training, validation) of `count` episodes; a dataset of one episode trains only."""
+        return split_episodes(count, self.fraction if count > 1 else 0.0, self.seed)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A dataset that was opened: its training windows and those held out, if any."""
+
+    training: WindowDataset
+    validation: WindowDataset | None
+
+    @property
+    def source(self) -> Source:
+        """The dataset."""
+        return self.training.source
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a sample is.
+
+    entries: the mixture's datasets. windows: what a window covers, for each of them.
+    processors: by the name of the robot. frames: where pictures come from. seed: keys the augmentation.
+    tolerant: datasets that lack some of their files are opened all the same, and what is missing is found when it is
+        drawn.
+    """
+
+    entries: tuple[Entry, ...]
+    windows: tuple[WindowConfig, ...]
+    processors: Mapping[str, Processor]
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    seed: int = 0
+    tolerant: bool = False
+
+    def open(self, number: int, progress: Progress | None = None) -> Opened:
+        """Open a dataset of the mixture.
+
+        Raises DatasetError when it cannot be read or does not fit its robot, ConfigError when its pictures do not fit
+        the windows.
+        """
+        entry, window = self.entries[number], self.windows[number]
+        assert entry.root is not None, f"{entry.name} is only declared"
+        source = Source.open(entry.root, entry.robot, missing="report" if self.tolerant else "refuse")
+        pictures = open_frames(source, window.image_size, self.frames, progress)
+        chosen, held_out = self.split.episodes(source.num_episodes)
+        cut = partial(WindowDataset, source, pictures, window, number=number)
+        return Opened(cut(chosen), cut(held_out) if held_out else None)
+
+    def changed(self, windows: Windows, index: torch.Tensor) -> Windows:
+        """Augment windows, keyed by their global sample indices `(B,)`: one change per sample, for all its frames."""
+        return windows.with_images(augment(windows.images, self.augmentation, self.seed, index))
