@@ -101,6 +101,24 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def three_datasets(tmp_path_factory) -> Path:
+    """A folder of three recordings, three short episodes each: `conveyor`, `conveyor_fingers` (other state, action
+    and camera) and `conveyor_video` (pictures and instructions alone). Nothing may change them; parallel workers share
+    them."""
+    from filelock import FileLock
+
+    from tests.three_datasets import record_three
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    with FileLock(folder / "three_datasets.lock"):
+        if not (folder / "three_datasets").exists():
+            record_three(folder / "three_datasets")
+    return folder / "three_datasets"
+
+
+@pytest.fixture(scope="session")
 def goldens() -> Path:
     """The folder of golden files: `$VLA_MOT_GOLDENS`, or `shared/goldens` beside the checkout."""
     folder = Path(os.environ.get("VLA_MOT_GOLDENS") or REPOSITORY.parent / "shared" / "goldens")

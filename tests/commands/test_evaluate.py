@@ -1,9 +1,11 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.infer.tiny_policy import known_robot
 from tests.interrupting import interrupt_when, vla_mot_process
 from vla_mot.commands.arms import DEMO_ARMS, ArmSpec, untrained
 from vla_mot.commands.folders import find_policy, run_of
@@ -156,3 +158,51 @@ def test_ctrl_c_leaves_nothing_and_the_same_command_starts_again(vla_mot, tmp_pa
     assert f"interrupted. Nothing was written to {output}; the same command starts again." in err
     assert list(tmp_path.iterdir()) == []
     assert vla_mot(*words, f"output={output}", "episodes=1").code == 0
+
+
+@pytest.fixture(scope="module")
+def two_robots(trained, tmp_path_factory) -> Path:
+    """The trained policy with a second robot, of which it has seen nothing."""
+    policy = Policy.from_pretrained(find_policy(trained))
+    fingers = known_robot("conveyor_fingers", policy.spec.model.chunk_size)
+    robots = (*policy.spec.robots, fingers)
+    place = tmp_path_factory.mktemp("policies") / "two_robots"
+    Policy(policy.model, replace(policy.spec, robots=robots)).save_pretrained(place)
+    return place
+
+
+def test_a_policy_of_several_robots_drives_the_one_that_is_named(vla_mot, two_robots, tmp_path):
+    common = ("evaluate", f"checkpoint={two_robots}", "episodes=2", "env.max_steps=12", "videos=1")
+    output = tmp_path / "out"
+    said = vla_mot(*common, f"output={output}", "robot=conveyor_fingers", "env.robot=fingers")
+    assert said.code == 0, said.err
+    evaluation = Evaluation.load(output)
+    assert [episode.steps for episode in evaluation.arms[0].episodes] == [12, 12]
+    assert evaluation.provenance["robot"] == "conveyor_fingers"
+    for words, message in (
+        ((), "conveyor_fingers/delta): write robot=…"),
+        (
+            ("robot=conveyor_finger", "env.robot=fingers"),
+            "knows no robot with embodiment 'conveyor_finger'",
+        ),
+        (("robot=conveyor_fingers",), "the environment of shape (3,): it is another robot's"),
+    ):
+        said = vla_mot(*common, f"output={tmp_path / 'other'}", *words)
+        assert (said.code, message in " ".join(said.err.split())) == (2, True), said.err
+        assert "episodes from seed" not in said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_untrained_policy_and_the_expert_drive_the_second_robot(vla_mot, two_robots, tmp_path):
+    common = ("evaluate", f"checkpoint={two_robots}", "episodes=2", "videos=0", "env.robot=fingers")
+    said = vla_mot(*common, "controller=expert", f"output={tmp_path / 'expert'}")
+    assert (said.code, "2/2" in said.out) == (0, True), said.err
+    said = vla_mot(
+        *common, "controller=untrained", "robot=conveyor_fingers", f"output={tmp_path / 'untrained'}"
+    )
+    assert (said.code, "0/2" in said.out) == (0, True), said.err
+
+
+def test_a_robot_is_named_of_a_checkpoint_only(vla_mot, tmp_path):
+    said = vla_mot("evaluate", "controller=expert", "robot=conveyor_fingers", f"output={tmp_path / 'out'}")
+    assert (said.code, "write checkpoint=…" in said.err) == (2, True)

@@ -1,9 +1,13 @@
+import json
+
 import pytest
 import torch
 
 from tests.composed import composed
+from tests.three_datasets import EPISODES, RECORDINGS, SIZE
 from vla_mot.data.source import Source
 from vla_mot.envs.conveyor import ConveyorEnv
+from vla_mot.robots.catalog import find_embodiment
 from vla_mot.robots.embodiment import Embodiment
 
 
@@ -65,3 +69,80 @@ def test_static_scenes(vla_mot, tmp_path, embodiment):
         0, source.cameras[0]
     ).float()  # two frames of a moving belt differ by 2 there, of this by 0.2
     assert (head[4] - head[2])[:, 40:].abs().mean() < 1, "the belt moves"
+
+
+def opened(folder, name) -> Source:
+    robot = find_embodiment(name)
+    assert robot is not None
+    return Source.open(folder / name, robot)
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_each_recording_says_its_robot_and_is_read_as_it(three_datasets, name):
+    info = json.loads((three_datasets / name / "meta" / "info.json").read_text())
+    assert (info["robot_type"], info["total_episodes"], info["fps"]) == (name, EPISODES, 10)
+    source = opened(three_datasets, name)
+    assert {source.task(int(start)) for start in source.bounds[:, 0]} == {
+        "pick the red block",
+        "pick the blue block",
+    }
+    for camera in source.cameras:
+        assert source.decode(0, camera).shape == (int(source.bounds[0, 1]), 3, SIZE, SIZE)
+
+
+def test_the_robots_differ_in_widths_and_cameras(three_datasets):
+    sources = {name: opened(three_datasets, name) for name in RECORDINGS}
+    widths = {name: (source.state.shape[1], source.action.shape[1]) for name, source in sources.items()}
+    assert widths == {"conveyor": (4, 3), "conveyor_fingers": (5, 4), "conveyor_video": (0, 0)}
+    assert {name: len(source.cameras) for name, source in sources.items()} == {
+        "conveyor": 2,
+        "conveyor_fingers": 1,
+        "conveyor_video": 1,
+    }
+    assert sources["conveyor"].has_actions and not sources["conveyor_video"].has_actions
+    fingers = sources["conveyor_fingers"].action
+    assert fingers[:, 2:].min() > 0.01 and fingers[:, 2:].max() < 0.06, "metres from the palm's middle"
+
+
+def test_a_video_is_of_the_same_scenes_without_their_labels(vla_mot, tmp_path, dataset):
+    """Also of the gripper itself, by a camera that the robot shares with it."""
+    said = vla_mot("data", "record", "embodiment=conveyor_video", f"output={tmp_path / 'conveyor_video'}",
+                   "episodes=1", "seed=3")  # fmt: skip
+    assert said.code == 0
+    message = "conveyor_video has no observation.images.gripper, observation.state, action: not recorded"
+    assert message in " ".join(said.out.split())
+    features = json.loads((tmp_path / "conveyor_video" / "meta" / "info.json").read_text())["features"]
+    assert not {"observation.state", "action", "observation.images.gripper"} & features.keys()
+    robot = find_embodiment("conveyor")
+    assert robot is not None
+    video, labelled = opened(tmp_path, "conveyor_video"), Source.open(dataset, robot)
+    assert torch.equal(video.decode(0, video.cameras[0]), labelled.decode(0, labelled.cameras[0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            ("embodiment=conveyor_fingers",),
+            ("observation.state with 5 dimensions", "observation.images.overhead", "env.robot=planar"),
+        ),
+        (
+            ("env.robot=fingers",),
+            ("action with 3 dimensions", "gives observation.images.overhead (64, 64, 3)"),
+        ),
+        (("embodiment=conveyor_video", "env.robot=fingers"), ("expects observation.images.head;",)),
+        (("embodiment.cameras=[observation.images.wrist]",), ("expects observation.images.wrist;",)),
+        (
+            ("embodiment.state=[{key: observation.effort, names: [x, y], units: [N, N]}]",),
+            ("observation.effort with 2 dimensions",),
+        ),
+        (("env.robot=foot",), ("unknown robot 'foot'",)),
+    ],
+)
+def test_what_the_robot_does_not_give_is_refused_before_anything_is_recorded(
+    vla_mot, tmp_path, words, messages
+):
+    said = vla_mot("data", "record", f"output={tmp_path / 'out'}", *words)
+    assert said.code == 2
+    assert all(message in " ".join(said.err.split()) for message in messages), said.err
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from tests.data.conftest import GRIPPER, HEAD, LENGTHS, SIZE, TASKS, toy_embodiment, toy_episodes
 from tests.full_disk import full_disk
 from vla_mot.data.recorder import _check_videos, _disk_errors, dataset_features, record_dataset
+from vla_mot.data.source import Source
 from vla_mot.errors import DatasetError
 
 FEATURES = dataset_features(toy_embodiment(), SIZE, SIZE)
@@ -90,3 +91,19 @@ def test_lost_frames_are_noticed(recording):
     _check_videos(recording.root, [HEAD, GRIPPER], sum(LENGTHS))
     with pytest.raises(DatasetError, match=rf"hold {sum(LENGTHS)} of {sum(LENGTHS) + 1} frames"):
         _check_videos(recording.root, [HEAD], sum(LENGTHS) + 1)
+
+
+def test_pictures_and_instructions_alone_make_a_dataset(tmp_path, recording):
+    embodiment = toy_embodiment(state=[], action=[], cameras=[HEAD])
+    features = dataset_features(embodiment, SIZE, SIZE)
+    episodes = [[{HEAD: frame[HEAD], "task": frame["task"]} for frame in e] for e in recording.episodes]
+    assert record_dataset(tmp_path / "video", "tests/video", 10, features, episodes) == sum(LENGTHS)
+    dataset = LeRobotDataset("tests/video", root=tmp_path / "video", video_backend="pyav", return_uint8=True)
+    assert not {"action", "observation.state"} & dataset.features.keys()
+    assert [item["task"] for item in dataset] == [frame["task"] for e in episodes for frame in e]
+    source = Source.open(tmp_path / "video", embodiment)
+    assert (source.num_episodes, source.num_frames) == (len(LENGTHS), sum(LENGTHS))
+    assert (source.state.shape, source.action.shape) == ((sum(LENGTHS), 0), (sum(LENGTHS), 0))
+    assert not source.has_actions
+    whole = Source.open(recording.root, recording.embodiment)
+    assert source.decode(1, HEAD).equal(whole.decode(1, HEAD))

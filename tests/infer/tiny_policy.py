@@ -8,6 +8,7 @@ from torch import Tensor
 from tests.model.tiny import tiny_model
 from vla_mot.hub.spec import PolicySpec, SamplerConfig
 from vla_mot.infer.policy import Policy
+from vla_mot.robots.catalog import find_embodiment
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import FeatureStatistics, Statistics
 from vla_mot.robots.robot import Robot
@@ -45,6 +46,14 @@ def conveyor_embodiment() -> Embodiment:
 def statistics(mean: list[float], std: list[float]) -> FeatureStatistics:
     mean_t, std_t = torch.tensor(mean), torch.tensor(std)
     return FeatureStatistics(mean_t, std_t, mean_t - 2 * std_t, mean_t + 2 * std_t, 100)
+
+
+def known_robot(name: str, chunk_size: int, action_mode: str = "delta") -> Robot:
+    """A robot of conf/embodiment/ with made-up statistics."""
+    body = find_embodiment(name)
+    assert body is not None
+    state, action = (statistics([0.1] * n, [0.05] * n) for n in (body.state_dim, body.action_dim))
+    return Robot(body, Statistics(name, action_mode, chunk_size, state, action))
 
 
 def tiny_policy(

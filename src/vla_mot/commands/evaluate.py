@@ -1,16 +1,18 @@
 """`vla-mot evaluate`: closed loop over seeded episodes, and foresight on a dataset if one is given."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_mot.commands import arms, folders, foresight, tables
+from vla_mot.commands import arms, folders, foresight, simulators, tables
 from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.devices import require_device
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.settings import fit, section
 from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.evaluate.controllers import require_robot
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.results import POLICY_HASH, Evaluation
 from vla_mot.hub.describe import sampling
@@ -18,6 +20,7 @@ from vla_mot.hub.manifest import identity
 from vla_mot.hub.remote import fetch, origin
 from vla_mot.infer.policy import Policy
 from vla_mot.options import at_least
+from vla_mot.robots.robot import Robot
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class EvaluateConfig:
     output: Path
     env: Mapping[str, Any]
     checkpoint: Path | None = None
+    robot: str | None = None
+    action_mode: str | None = None
     controller: str = "policy"
     history: str = "past"
     instruction: str = "own"
@@ -101,6 +106,7 @@ def provenance(settings: EvaluateConfig, opened: Opened | None) -> dict[str, str
     return {
         "checkpoint": str(settings.checkpoint),
         **(_identity(opened) if opened else {}),
+        **({"robot": settings.robot} if settings.robot else {}),
         "episodes": f"{settings.episodes} from seed {settings.seed}",
         "environment": ", ".join(f"{key}={value}" for key, value in settings.env.items()),
         **describe_machine(),
@@ -119,10 +125,30 @@ def _identity(opened: Opened) -> dict[str, str]:
 
 def _open(settings: EvaluateConfig) -> Opened | None:
     if settings.checkpoint is None:
+        if settings.robot is not None:
+            raise ConfigError("robot=… is one of those that a checkpoint knows: write checkpoint=….")
         return None
     folder = fetch(locate(settings.checkpoint))
-    policy = Policy.from_pretrained(folder, device=settings.device)
+    policy = Policy.from_pretrained(
+        folder, embodiment=settings.robot, action_mode=settings.action_mode, device=settings.device
+    )
+    if settings.controller != "expert":
+        with closing(simulators.make_env(settings.env)()) as env:
+            require_robot(env, _robot(policy).embodiment)
     return Opened(folder, arms.with_sampler(policy, settings.num_steps, settings.n_action_steps))
+
+
+def _robot(policy: Policy) -> Robot:
+    """The robot to drive. Raises ConfigError where there are several to choose from, or none."""
+    try:
+        return policy.robot
+    except ConfigError as error:
+        if len(policy.spec.robots) < 2:
+            raise
+        known = ", ".join(map(str, policy.spec.robots))
+        raise ConfigError(
+            f"the checkpoint knows several robots ({known}): write robot=… (and action_mode=…)."
+        ) from error
 
 
 def _foresight_data(settings: EvaluateConfig, dataset: Path, policy: Path) -> foresight.ForesightData:

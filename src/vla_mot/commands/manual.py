@@ -90,18 +90,14 @@ COMMANDS = (
         about=(
             "A scripted expert drives the robot; its motion is disturbed while the recorded actions stay clean, so "
             "that the data shows recoveries. Only successful episodes are kept, the number of dropped ones is said. "
-            "Every scene is asked for with each instruction in turn. What the embodiment does not list is not recorded: "
-            "conveyor_video keeps pictures and instructions alone."
+            "Every scene is asked for with each instruction in turn. Recorded is what the embodiment lists: of "
+            "conveyor_video pictures and instructions alone."
         ),
         keys=(
             ("output", "required", "the dataset's folder; must be new"),
             ("env", "conveyor", "the simulator (conf/env/)"),
             ("env.robot", "planar", "fingers: a drive per finger, another camera; hand: a person's"),
-            (
-                "embodiment",
-                "conveyor",
-                "what is recorded of it (conf/embodiment/): conveyor_fingers, conveyor_video, …",
-            ),
+            ("embodiment", "conveyor", "what is recorded of it (conf/embodiment/), e.g. conveyor_fingers"),
             ("episodes", "200", "successful demonstrations"),
             ("seed", "0", "of the first scene"),
             ("static_fraction", "0.0", "share of the scenes in which nothing moves by itself"),
@@ -235,9 +231,9 @@ COMMANDS = (
         config="stats",
         summary="normalization statistics of one dataset, or of a mixture, per robot",
         about=(
-            "Counts states over frames, and actions over the real chunk windows of the training episodes, and writes mean, "
-            "deviation, extremes and quantiles of every robot, for data.statistics=… of a training run. What is counted "
-            "of a dataset is kept: an interrupted command goes on, and one more dataset costs only itself."
+            "Counts states over frames, and actions over the real chunk windows of the training episodes, and writes "
+            "mean, deviation, extremes and quantiles of every robot, for data.statistics=… of a training run. What is "
+            "counted of a dataset is kept: an interrupted command goes on, and one more dataset costs only itself."
         ),
         keys=(
             ("data.root", "required", "the dataset's folder; of a mixture, the folder of its datasets"),
@@ -311,11 +307,7 @@ COMMANDS = (
             ("instruction", "own", "other: the other object's instruction"),
             ("controller", "policy", "untrained: random weights; expert: scripted, needs no checkpoint"),
             ("env", "conveyor", "the robot (conf/env/)"),
-            (
-                "robot",
-                "null",
-                "which one of a policy that knows several, e.g. conveyor_fingers with env.robot=fingers",
-            ),
+            ("robot", "null", "of a policy that knows several: conveyor_fingers, with env.robot=fingers"),
             ("n_action_steps", "null", "steps executed of each chunk; null: as the checkpoint says"),
             ("dataset", "null", "a LeRobot dataset: foresight is scored on it too"),
         ),

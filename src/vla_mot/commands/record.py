@@ -13,6 +13,7 @@ from vla_mot.errors import ConfigError, DatasetError
 from vla_mot.options import at_least
 from vla_mot.robots.embodiment import Embodiment
 
+TASK = "task"  # the key of a frame's instruction
 _PATIENCE = 50  # demonstrations that may fail one after another
 
 
@@ -38,10 +39,14 @@ class RecordConfig:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What was written: frames, and how many demonstrations were kept and dropped, by verdict."""
+    """What was written: frames, and how many demonstrations were kept and dropped, by verdict.
+
+    left_out: what the robot gives and the embodiment does not list.
+    """
 
     frames: int
     verdicts: Mapping[str, int]
+    left_out: tuple[str, ...]
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
@@ -59,6 +64,9 @@ def run_and_say(config: RecordConfig) -> None:
     dropped = {verdict: count for verdict, count in recorded.verdicts.items() if verdict != "success"}
     said = ", ".join(f"{count} {verdict}" for verdict, count in dropped.items()) or "none"
     console.print(f"kept {config.episodes} episodes ({recorded.frames:,} frames); dropped: {said}")
+    if recorded.left_out:
+        name = config.embodiment.name
+        console.print(f"embodiment {name} has no {', '.join(recorded.left_out)}: not recorded")
 
 
 def record(config: RecordConfig) -> Recorded:
@@ -76,18 +84,23 @@ def record(config: RecordConfig) -> Recorded:
     simulator, options = simulators.find(config.env)
     demonstrations = simulator.demonstrate(options, config.noise, config.seed, config.static_fraction)
     first = next(demonstrations)
-    height, width = _check_embodiment(config.embodiment, first.frames[0])
+    height, width = _check_embodiment(config, first.frames[0])
+    features = dataset_features(config.embodiment, height, width)
     verdicts: Counter[str] = Counter()
     with progress("record") as advance:
         frames = record_dataset(
             root=config.output,
             repo_id=config.repo_id or f"local/{config.output.name}",
             fps=fps,
-            features=dataset_features(config.embodiment, height, width),
-            episodes=_successes(_chain(first, demonstrations), config.episodes, verdicts, advance),
+            features=features,
+            episodes=_listed(
+                {*features, TASK},
+                _successes(_chain(first, demonstrations), config.episodes, verdicts, advance),
+            ),
             robot_type=config.embodiment.name,
         )
-    return Recorded(frames, dict(verdicts))
+    left_out = tuple(key for key in first.frames[0] if key not in {*features, TASK})
+    return Recorded(frames, dict(verdicts), left_out)
 
 
 def _frame_rate(embodiment: Embodiment, env: Mapping[str, Any]) -> int:
@@ -133,15 +146,24 @@ def _successes(
             advance(verdicts["success"], wanted, f"{verdicts.total() - verdicts['success']} dropped")
 
 
-def _check_embodiment(embodiment: Embodiment, frame: simulators.Frame) -> tuple[int, int]:
+def _listed(keys: set[str], episodes: Iterator[list[simulators.Frame]]) -> Iterator[list[simulators.Frame]]:
+    """Yield the episodes with only these keys."""
+    for frames in episodes:
+        yield [{key: value for key, value in frame.items() if key in keys} for frame in frames]
+
+
+def _check_embodiment(config: RecordConfig, frame: simulators.Frame) -> tuple[int, int]:
     """Return (height, width) of the pictures. Raises ConfigError unless the frame has what the embodiment lists."""
+    embodiment = config.embodiment
     listed = {field.key: len(field.names) for field in (*embodiment.state, *embodiment.action)}
     wrong = [f"{key} with {width} dimensions" for key, width in listed.items() if _width(frame, key) != width]
     wrong += [key for _, key in embodiment.present_cameras if key not in frame]
     if wrong:
-        shapes = {key: getattr(value, "shape", None) for key, value in frame.items() if key != "task"}
+        given = ", ".join(f"{key} {value.shape}" for key, value in frame.items() if key != TASK)
+        options = ", ".join(f"env.{key}={value}" for key, value in config.env.items())
         raise ConfigError(
-            f"embodiment {embodiment.name!r} expects {', '.join(wrong)}; the robot gives {shapes}."
+            f"embodiment {embodiment.name!r} expects {', '.join(wrong)}; the robot gives {given}. "
+            f"Choose embodiment=… (conf/embodiment/) and the environment's options, now {options}, to match."
         )
     picture = frame[embodiment.present_cameras[0][1]]
     return picture.shape[0], picture.shape[1]

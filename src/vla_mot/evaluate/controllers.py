@@ -18,7 +18,7 @@ from torch import Tensor
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
-from vla_mot.robots.embodiment import CAMERA_PREFIX
+from vla_mot.robots.embodiment import CAMERA_PREFIX, Embodiment
 from vla_mot.robots.images import to_bytes
 
 RawObservation = Mapping[str, Any]
@@ -59,7 +59,9 @@ class PolicyController:
         self._instructions: list[str] = []
 
     def begin(self, envs: Sequence[gym.Env], seeds: Sequence[int]) -> list[str]:
-        """See `Controller`. Raises ConfigError when the environment has no such instruction."""
+        """See `Controller`. Raises ConfigError when the environment has no such instruction, or is another robot's."""
+        for env in envs:
+            require_robot(env, self.policy.robot.embodiment)
         self._session = Session(self.policy, seeds, history=self.history)
         self._instructions = [attribute(env, _INSTRUCTIONS[self.instruction]) for env in envs]
         return list(self._instructions)
@@ -112,6 +114,22 @@ class FunctionController:
     def foreseen(self, row: int) -> dict[str, np.ndarray]:
         """See `Controller`; a function foresees nothing."""
         return {}
+
+
+def require_robot(env: gym.Env, embodiment: Embodiment) -> None:
+    """Raise ConfigError unless the environment takes the embodiment's actions and gives its state."""
+    name = embodiment.name
+    if not embodiment.action:
+        raise ConfigError(f"embodiment {name!r} has no actions, like a video of people: it drives nothing.")
+    spaces = [("actions", env.action_space, embodiment.action_dim)]
+    if isinstance(env.observation_space, gym.spaces.Dict) and "agent_pos" in env.observation_space.spaces:
+        spaces.append(("a state", env.observation_space["agent_pos"], embodiment.state_dim))
+    for what, space, width in spaces:
+        if space.shape != (width,):
+            raise ConfigError(
+                f"embodiment {name!r} has {what} of {width} dimensions, the environment of shape {space.shape}: it is "
+                "another robot's. Choose the environment's options (conf/env/) to match."
+            )
 
 
 def camera_images(observations: Sequence[RawObservation]) -> dict[str, Tensor]:
