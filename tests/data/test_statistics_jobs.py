@@ -99,6 +99,7 @@ def test_progress_counts_every_frame(tasks, tmp_path):
     assert seen[0] == (0, 180, "0 of 3 datasets")
     assert seen[-1] == (180, 180, "3 of 3 datasets")
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert [done for done, _, _ in seen].count(180) == 1, "the end was said twice"
 
 
 @pytest.mark.multiprocess

@@ -107,7 +107,7 @@ def _in_turn(work: Sequence[_Work], jobs: int, advance: Advance) -> Iterator[tup
         frames, note = each.task.frames, _note(number, len(work))
 
         def progress(part: float, frames: int = frames, note: str = note, before: int = before) -> None:
-            advance(before + int(part * frames), total, note)
+            advance(before + min(int(part * frames), frames - 1), total, note)
 
         progress(0.0)
         try:
@@ -131,7 +131,8 @@ def _in_processes(work: Sequence[_Work], jobs: int, advance: Advance) -> Iterato
         while pending:
             ready, _ = wait(pending, timeout=_POLL, return_when=FIRST_COMPLETED)
             finished = len(work) - len(pending) + len(ready)
-            advance(min(shared.frames.value, total), total, _note(finished, len(work)))
+            done = total if finished == len(work) else min(shared.frames.value, total - 1)
+            advance(done, total, _note(finished, len(work)))
             for future in ready:
                 yield pending.pop(future), _result(future)
 
