@@ -40,6 +40,7 @@ def run_command(command: Command, arguments: list[str], task: Task) -> None:
     Raises ConfigError for an unknown key or preset, a value that cannot be read, or a required key without value.
     """
     options = _parser(command).parse_intermixed_args(arguments)
+    options.overrides = [spelled_out(command, word) for word in options.overrides]
     overlay = _overlay(options.config_dir)
     check_overrides(command.config, options.overrides, overlay, multirun=options.multirun)
 
@@ -53,6 +54,15 @@ def run_command(command: Command, arguments: list[str], task: Task) -> None:
         hydra.main(version_base=_VERSION_BASE, config_path=str(conf_dir()), config_name=command.config)(
             run_once
         )()
+
+
+def spelled_out(command: Command, word: str) -> str:
+    """A word as Hydra is to read it: `path` → `root='path'`, `embodiment=x` → `embodiment.name=x`."""
+    key, equals, value = word.partition("=")
+    if not equals and command.positional and not word.startswith(("+", "~")):
+        quoted = word.replace("'", "\\'")
+        return f"{command.positional}='{quoted}'"
+    return f"{dict(command.short).get(key, key)}{equals}{value}"
 
 
 def check_overrides(

@@ -17,6 +17,23 @@ from vla_mot.evaluate.intervals import Interval
 _BAR_HEIGHT = 22
 
 
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page with its style inside; empty parts are left out. parts: HTML."""
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n"
+        f"<body><main>{chr(10).join(part for part in parts if part)}</main></body></html>\n"
+    )
+
+
+def section(title: str, note: str, *parts: str) -> str:
+    """A part of a page under its own heading; empty parts are left out. parts: HTML."""
+    body = "\n".join(part for part in parts if part)
+    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, emphasize_first: bool = False) -> str:
     """A table of cells; the first cell of a row is its heading. head: texts."""
     top = "".join(f"<th>{escape(text)}</th>" for text in head)

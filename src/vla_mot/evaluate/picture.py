@@ -12,7 +12,7 @@ from vla_mot.evaluate.foresight_report import ForesightExample
 from vla_mot.evaluate.results import Arm, Evaluation
 from vla_mot.evaluate.wording import percent, sentence
 
-_INK, _MUTED, _ACCENT, _SOFT, _TRACK = "#1b1f24", "#68707a", "#1f6feb", "#b7c3d0", "#f1f3f5"
+INK, MUTED, ACCENT, SOFT, _TRACK = "#1b1f24", "#68707a", "#1f6feb", "#b7c3d0", "#f1f3f5"
 _WIDTH, _HEIGHT = 12.0, 4.3  # inches
 _LEFT, _RIGHT = -0.1, 1.16  # of the bars' axes, in success rates
 
@@ -51,17 +51,15 @@ def _draw_strip(axes: Sequence[Axes], example: ForesightExample, offset: int | N
     titles = (f"past, t − {offset}", "present, t", f"foreseen, t + {offset}", f"true future, t + {offset}")
     pictures = (example.past, example.present, example.foreseen, example.future)
     for axis, title, array in zip(axes, titles, pictures, strict=True):
-        axis.imshow(_enlarged(array), interpolation="antialiased")
+        axis.imshow(enlarged(array), interpolation="antialiased")
         axis.set_xticks([])
         axis.set_yticks([])
         foreseen = title.startswith("foreseen")
-        axis.spines[:].set(color=_ACCENT if foreseen else "none", linewidth=2.5)
+        axis.spines[:].set(color=ACCENT if foreseen else "none", linewidth=2.5)
         if offset is not None:
             weight = "bold" if foreseen else "normal"
-            axis.set_title(
-                title, color=_ACCENT if foreseen else _INK, fontsize=10.5, fontweight=weight, pad=6
-            )
-    axes[0].set_ylabel(f"{example.view} camera", color=_MUTED, labelpad=6)
+            axis.set_title(title, color=ACCENT if foreseen else INK, fontsize=10.5, fontweight=weight, pad=6)
+    axes[0].set_ylabel(f"{example.view} camera", color=MUTED, labelpad=6)
 
 
 def _draw_bars(axes: Axes, arms: Sequence[Arm]) -> None:
@@ -69,18 +67,16 @@ def _draw_bars(axes: Axes, arms: Sequence[Arm]) -> None:
     axes.barh(places - 0.14, 1.0, height=0.3, color=_TRACK)
     for number, (place, arm) in enumerate(zip(places - 0.14, arms, strict=True)):
         rate = arm.success
-        axes.barh(place, rate.value, height=0.3, color=_ACCENT if number == 0 else _SOFT)
-        axes.plot((rate.low, rate.high), (place, place), color=_INK, linewidth=1.3, solid_capstyle="butt")
-        axes.plot((rate.low, rate.high), (place, place), "|", color=_INK, markersize=6, markeredgewidth=1.3)
+        axes.barh(place, rate.value, height=0.3, color=ACCENT if number == 0 else SOFT)
+        axes.plot((rate.low, rate.high), (place, place), color=INK, linewidth=1.3, solid_capstyle="butt")
+        axes.plot((rate.low, rate.high), (place, place), "|", color=INK, markersize=6, markeredgewidth=1.3)
         bold = "bold" if number == 0 else "normal"
-        axes.text(
-            0, place + 0.24, sentence(arm.label), color=_INK, va="bottom", fontsize=9.5, fontweight=bold
-        )
-        axes.text(1.03, place, percent(rate.value), color=_INK, va="center", fontsize=10.5, fontweight=bold)
+        axes.text(0, place + 0.24, sentence(arm.label), color=INK, va="bottom", fontsize=9.5, fontweight=bold)
+        axes.text(1.03, place, percent(rate.value), color=INK, va="center", fontsize=10.5, fontweight=bold)
     episodes = len(arms[0].episodes) if arms else 0
     axes.set_title(
         f"success over {episodes} episodes, 95 % intervals",
-        color=_INK,
+        color=INK,
         loc="left",
         x=-_LEFT / (_RIGHT - _LEFT),
         fontsize=10.5,
@@ -91,7 +87,7 @@ def _draw_bars(axes: Axes, arms: Sequence[Arm]) -> None:
     axes.axis("off")
 
 
-def _enlarged(array: np.ndarray) -> np.ndarray:
+def enlarged(array: np.ndarray) -> np.ndarray:
     """Whole-number enlargement to at least 192 pixels, so that pixels stay square when the figure is drawn."""
     times = max(1, -(-192 // array.shape[0]))
     return array.repeat(times, axis=0).repeat(times, axis=1)

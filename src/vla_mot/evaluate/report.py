@@ -67,21 +67,10 @@ def render_report(content: ReportContent) -> str:
         _curves(content.records),
         _making(content),
     ]
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(content.title)}</title><style>{style}</style></head>\n"
-        f"<body><main>{chr(10).join(part for part in parts if part)}</main></body></html>\n"
-    )
+    return html.page(content.title, parts)
 
 
 # ---- sections -----------------------------------------------------------------------------------------------
-
-
-def _section(title: str, note: str, *parts: str) -> str:
-    body = "\n".join(part for part in parts if part)
-    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
 
 
 def _tiles(content: ReportContent) -> str:
@@ -137,7 +126,7 @@ def _success(evaluation: Evaluation) -> str:
         "episodes",
         f"{sentence(evaluation.arms[0].label)} − this one, paired",
     ]
-    return _section(
+    return html.section(
         "Closed loop",
         "Intervals are Wilson's; differences are over the seeds that both rows ran, bootstrapped over episodes. "
         "Verdicts are the environment's own.",
@@ -182,7 +171,7 @@ def _pictures(report: ForesightReport) -> str:
         heading = f"episode {example.episode}<br>{escape(example.view)}"
         body.append(f"<tr{' class=last' if is_last else ''}><th>{heading}</th>{''.join(cells)}</tr>")
     table = f'<table class="strips"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-    return _section(
+    return html.section(
         "What it foresees",
         f"The model sees the past and the present frame and predicts the latents of the frame {m} steps ahead in one "
         "pass; pictures are decoded from them. Of each episode shown, the moment at which most moves was "
@@ -205,7 +194,7 @@ def _foresight(report: ForesightReport) -> str:
         "whole": "The whole picture, in samples where something moves",
     }
     tables = [f"<h3>{escape(note)}</h3>{_score_table(report, region)}" for region, note in notes.items()]
-    return _section(
+    return html.section(
         "Foresight, scored",
         f"Mean squared error of latents (lower is better) over {report.samples:,} samples of {report.episodes} "
         "episodes, with 95\u00a0% intervals from a bootstrap over episodes; × is this row's error over "
@@ -242,7 +231,7 @@ def _score_table(report: ForesightReport, region: str) -> str:
 
 def _films(videos: Mapping[str, Path]) -> str:
     films = "".join(html.film(path, caption) for caption, path in videos.items())
-    return _section(
+    return html.section(
         "Episodes",
         "Above what the cameras see; below, where a policy drives, what it foresaw when it planned.",
         f'<div class="films">{films}</div>',
@@ -254,7 +243,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     if not svg:
         return ""
     note = "Validation is computed with the averaged weights on episodes that were never trained on, with fixed noise."
-    return _section("Learning curves", note, f'<div class="curves">{svg}</div>')
+    return html.section("Learning curves", note, f'<div class="curves">{svg}</div>')
 
 
 def _making(content: ReportContent) -> str:
@@ -264,4 +253,4 @@ def _making(content: ReportContent) -> str:
     if not facts and not content.config:
         return ""
     folded = "".join(html.folded(name, text) for name, text in content.config.items())
-    return _section("How it was made", "", html.definitions(facts) if facts else "", folded)
+    return html.section("How it was made", "", html.definitions(facts) if facts else "", folded)

@@ -17,8 +17,7 @@ def resize_with_pad(images: Tensor, height: int, width: int) -> Tensor:
     if images.shape[-2:] == (height, width):
         return images
     *lead, channels, old_height, old_width = images.shape
-    ratio = max(old_width / width, old_height / height)
-    new_height, new_width = int(old_height / ratio), int(old_width / ratio)
+    new_height, new_width = fitted_size(old_height, old_width, height, width)
     flat = images.reshape(-1, channels, old_height, old_width)
     is_uint8 = flat.dtype == torch.uint8
     resized = F.interpolate(
@@ -28,6 +27,12 @@ def resize_with_pad(images: Tensor, height: int, width: int) -> Tensor:
     top, left = (height - new_height) // 2, (width - new_width) // 2
     padded = F.pad(resized, (left, width - new_width - left, top, height - new_height - top))
     return padded.reshape(*lead, channels, height, width)
+
+
+def fitted_size(old_height: int, old_width: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) that a picture has inside a view of `height` × `width`, before it is padded."""
+    ratio = max(old_width / width, old_height / height)
+    return int(old_height / ratio), int(old_width / ratio)
 
 
 def to_unit(images: Tensor) -> Tensor:
