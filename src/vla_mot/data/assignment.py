@@ -25,7 +25,7 @@ from functools import cached_property
 
 import numpy as np
 
-from vla_mot.data.balance import Line
+from vla_mot.data.balance import share_out
 from vla_mot.errors import ConfigError
 
 
@@ -108,15 +108,16 @@ def assign_exact(
     """
     masses, costs = _numbers(masses), _numbers(costs)
     _check(names, shards, masses=masses, costs=costs)
-    line = Line(masses, costs, names, shards)
-    done = [0] * len(names)
+    units, shares = share_out(masses, costs, names, shards)
+    done, total = [0] * len(names), sum(units)
     whole = []
-    for amounts in line.shares():
+    for amounts in shares:
         pieces = []
         for dataset, amount in amounts.items():
             start, done[dataset] = done[dataset], done[dataset] + amount
-            units = line.units[dataset]
-            pieces.append(Piece(dataset, start / units, done[dataset] / units, amount / line.total))
+            pieces.append(
+                Piece(dataset, start / units[dataset], done[dataset] / units[dataset], amount / total)
+            )
         whole.append(tuple(pieces))
     return Assignment(tuple(whole))
 
