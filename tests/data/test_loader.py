@@ -141,9 +141,9 @@ def test_a_killed_worker_is_a_clear_error(mixed):
     assert prefetch_threads() == []
 
 
-def children() -> list[int]:
-    """The data workers: grandchildren through the fork server."""
-    me, found = os.getpid(), []
+def children(me: int | None = None) -> list[int]:
+    """The data workers: grandchildren of a process through its fork server."""
+    me, found = me or os.getpid(), []
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vla_mot.commands.manual import COMMANDS, Command, show_command, show_overview
-from vla_mot.errors import CheckpointError, ConfigError, DatasetError, NonFiniteLossError, unknown_name
+from vla_mot.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DataWorkerError,
+    NonFiniteLossError,
+    unknown_name,
+)
 from vla_mot.version import __version__
 
 OK, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -96,8 +103,8 @@ def _explained() -> Iterator[None]:
             ConfigError(f"this needs {error.name!r}, which is not installed: pip install 'vla-mot[{extra}]'.")
         )
         raise SystemExit(BAD_INPUT) from error
-    except OSError as error:
-        _say(error)  # a full disk, a folder that may not be written
+    except (DataWorkerError, OSError) as error:
+        _say(error)  # a killed process, a full disk, a folder that may not be written
         raise SystemExit(FAILED) from error
     except Exception as error:
         traceback.print_exc()

@@ -111,11 +111,13 @@ class Data:
             yield from self._describe_one(config)
             return
         frames, episodes = sum(e.frames for e in entries), sum(e.episodes or 0 for e in entries)
-        names = ", ".join(str(robot) for robot in self.robots)
+        names = ", ".join(str(robot) for robot in self.spec.robots) or "no robot that acts"
         yield f"data       {len(entries)} datasets of {names}: {episodes:,} episodes, {frames:,} frames"
         for group in dict.fromkeys(entry.group for entry in entries):
             mine = [entry for entry in entries if entry.group == group]
-            yield f"           {sum(e.weight for e in mine):6.1%} {group}: {len(mine)} datasets"
+            held = mine[0].name if len(mine) == 1 else f"{len(mine)} datasets"
+            silent = "" if all(entry.robot.action_dim for entry in mine) else ", without actions: foresight only"
+            yield f"           {sum(e.weight for e in mine):6.1%} {group}: {held}{silent}"
         yield (
             f"workers    {config.data.workers or 'none: the training process prepares batches'}; "
             f"{len(self.assignment.shards)} shards, {config.data.assignment} assignment"

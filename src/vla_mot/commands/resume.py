@@ -18,10 +18,18 @@ CHANGEABLE = (
     "train.gradient_checkpointing",
     "data.root",
     "data.cache",
+    "data.cache_limit_gib",
+    "data.frames",
+    "data.prepare",
+    "data.decoder",
+    "data.workers",
+    "data.most_open",
+    "data.skip_broken",
     "sampler.num_steps",
     "sampler.n_action_steps",
 )
-"""What may differ; `data.root` because a dataset may have moved (its content is compared)."""
+"""What may differ; `data.root` because a dataset may have moved (its content is compared). How pictures are read and how
+many workers read them decides no sample, as long as the workers share the run's shards."""
 _LOCAL = ("output", "resume")
 
 Changes = dict[str, tuple[Any, Any]]

@@ -151,7 +151,7 @@ class Trainer:
         if step % config.log_every == 0 or last:
             rate = step * config.batch_size / max(self.progress.seconds, 1e-9)
             told = numbers | {"samples_per_second": rate, "seconds": self.progress.seconds}
-            log.write("train", step, told | self.progress.samples)
+            log.write("train", step, {**told, **self.progress.samples})
         if self.validation and (step % config.val_every == 0 or last):
             log.write("validation", step, self.validate() | {"seconds": self.progress.seconds})
         return self.save() if step % config.save_every == 0 or last else None

@@ -1,0 +1,142 @@
+"""`vla-mot pretrain` on two robots and videos without actions, then `posttrain` from it; stopped, killed, resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.data.test_loader import children
+from vla_mot.commands.main import main
+from vla_mot.train.log import read_log
+
+SMALL = (
+    "train.steps=6",
+    "train.batch_size=8",
+    "train.warmup_steps=1",
+    "train.log_every=1",
+    "train.val_every=3",
+    "train.save_every=3",
+    "train.val_samples=8",
+    "train.action_draws=1",
+)
+
+
+@pytest.fixture(scope="module")
+def pretraining(three_datasets, tmp_path_factory) -> tuple[str, ...]:
+    """The arguments of a very short run, but for its output."""
+    frames = tmp_path_factory.mktemp("frames")
+    data = (f"data.root={three_datasets}", f"data.cache={frames}", "data.shards=2")
+    return ("pretrain", "experiment=pretrain_tiny", *SMALL, *data)
+
+
+@pytest.fixture(scope="module")
+def pretrained(pretraining, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    assert main([*pretraining, f"output={folder}"]) == 0
+    return folder
+
+
+def losses(run):
+    timed = ("seconds", "samples_per_second")
+    return [{k: v for k, v in record.items() if k not in timed} for record in read_log(run)]
+
+
+def weights(run):
+    return (run / "checkpoints" / "last" / "training_state" / "model.safetensors").read_bytes()
+
+
+def test_batches_are_made_of_what_was_asked_for(pretrained):
+    last = [record for record in losses(pretrained) if record["kind"] == "train"][-1]
+    kinds = {name: last[f"samples/{name}"] for name in ("planar", "fingers", "people")}
+    assert sum(kinds.values()) == 48 and min(kinds.values()) > 0
+    assert last["samples/with actions"] == kinds["planar"] + kinds["fingers"]
+    assert 0 < last["samples/with foresight"] < 48
+
+
+def test_the_checkpoint_knows_its_robots_and_its_mixture(pretrained, vla_mot):
+    policy = pretrained / "checkpoints" / "last" / "pretrained_model"
+    known = json.loads((policy / "stats.json").read_text())
+    assert set(known) == {"conveyor", "conveyor_fingers"}, "nobody drives a person"
+    assert vla_mot("verify", f"checkpoint={policy}").code == 0
+    manifest = json.loads((policy / "training.json").read_text())["mixture"]
+    assert [row["dataset"] for row in manifest] == ["conveyor", "conveyor_fingers", "conveyor_video"]
+    assert sum(row["weight"] for row in manifest) == pytest.approx(1)
+    assert all(len(row["revision"]) == 32 and row["frames"] for row in manifest)
+
+
+@pytest.mark.multiprocess
+def test_data_workers_change_nothing_and_a_resumed_run_may_have_others(
+    pretrained, pretraining, vla_mot, tmp_path
+):
+    run = tmp_path / "run"
+    said = vla_mot(*pretraining, f"output={run}", "data.workers=2", "train.steps=3")
+    assert "data       3 datasets of conveyor/delta, conveyor_fingers/delta" in said.out
+    assert "20.0% people: conveyor_video, without actions: foresight only" in said.out
+    assert vla_mot("pretrain", f"resume={run}", "train.steps=6", "data.workers=1").code == 0
+    assert losses(run)[-1] == losses(pretrained)[-1]
+    assert weights(run) == weights(pretrained)
+
+
+def test_workers_that_cannot_share_the_shards_of_a_run_are_refused(pretrained, vla_mot):
+    said = vla_mot("pretrain", f"resume={pretrained}", "train.steps=9", "data.workers=3")
+    assert said.code == 2
+    assert "data.shards=2 cannot be shared evenly by 3 workers" in said.err
+
+
+def test_another_order_is_another_run(pretrained, vla_mot):
+    said = vla_mot("pretrain", f"resume={pretrained}", "data.assignment=lpt")
+    assert said.code == 2
+    assert "data.assignment is 'exact' there, 'lpt' was asked" in said.err and "init_from" in said.err
+
+
+def test_posttraining_starts_from_it(pretrained, vla_mot, three_datasets, tmp_path):
+    data = (f"data.root={three_datasets / 'conveyor'}", f"data.cache={tmp_path / 'frames'}")
+    output = f"output={tmp_path / 'run'}"
+    said = vla_mot("posttrain", "experiment=conveyor", *SMALL, *data, output, f"init_from={pretrained}")
+    assert said.code == 0, said.err
+    assert losses(tmp_path / "run")[0]["foresight_loss"] < losses(pretrained)[0]["foresight_loss"]
+
+
+def test_videos_alone_train_foresight(pretraining, vla_mot, tmp_path):
+    said = vla_mot(
+        *pretraining, f"output={tmp_path / 'run'}", "~data.groups.planar", "~data.groups.fingers"
+    )
+    assert said.code == 0, said.err
+    records = losses(tmp_path / "run")
+    assert all(record["action_loss"] == 0 and record["foresight_loss"] > 0 for record in records)
+    assert vla_mot("verify", f"checkpoint={tmp_path / 'run'}").code == 0
+
+
+@pytest.mark.multiprocess
+def test_a_killed_data_worker_leaves_a_run_that_goes_on(pretraining, vla_mot, tmp_path):
+    run = tmp_path / "run"
+    rare = ("train.steps=5000", "train.save_every=5000", "train.val_every=5000")
+    command = [sys.executable, "-m", "vla_mot.commands.main", *pretraining, *rare]
+    process = subprocess.Popen(
+        [*command, f"output={run}", "data.workers=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    wait_for(lambda: len(read_log(run)) > 3, process)
+    (victim,) = children(process.pid)
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "a data worker died" in errors and f"vla-mot pretrain resume={run}" in errors
+    assert "Traceback" not in errors
+    reached = read_log(run)[-1]["step"]
+    goal = (f"train.steps={reached + 2}", "data.workers=0")
+    assert vla_mot("pretrain", f"resume={run}", *goal).code == 0
+    steps = [record["step"] for record in read_log(run) if record["kind"] == "train"]
+    assert steps == list(range(1, reached + 3))
+
+
+def wait_for(happened, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
