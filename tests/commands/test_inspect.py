@@ -38,7 +38,7 @@ def test_a_dataset_that_fits_is_told(inspect, dataset):
         "conveyor, as described",
         "4 and 3 dimensions, 2 of them delta",
         "m = 15 frames = 1.5 s;",
-        "chunk 50 steps = 5 s",
+        "chunk 50 steps = 5 s; 5",
         "224×224, enlarged",
         "pick the red block",
     ):
@@ -165,6 +165,16 @@ def test_pictures_that_cannot_be_decoded_are_a_problem(inspect, copied, tmp_path
     said = inspect(copied, f"output={tmp_path / 'page'}")
     assert (said.code, "cannot be decoded" in said.out) == (2, True)
     assert (tmp_path / "page" / "actions.png").is_file()
+
+
+@pytest.mark.parametrize("key", ["total_frames", "total_episodes", "robot_type", "data_path", "video_path"])
+@pytest.mark.parametrize("value", ["many", [3], {"a": -1}, 7])
+def test_a_hostile_info_is_shown_or_a_sentence(inspect, copied, key, value):
+    path = copied / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    said = inspect(copied)
+    assert said.code in (0, 2), said.err
+    assert said.code == 0 or "does not fit" in said.err
 
 
 def test_what_is_no_dataset_is_a_sentence(inspect, tmp_path):

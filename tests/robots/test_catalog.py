@@ -1,9 +1,12 @@
+import re
+
 import pytest
 import yaml
 
 from tests.robots.layouts import LAYOUTS, so100
 from vla_mot.errors import ConfigError
 from vla_mot.robots.catalog import catalog, embodiment_of, find_embodiment, known_embodiments, load_embodiment
+from vla_mot.robots.embodiment import Embodiment
 
 DESIGN = {
     "piper": ["piper"],
@@ -147,3 +150,16 @@ def test_the_generic_embodiment_is_asked_for_by_name():
     assert embodiment_of(so100(), "generic").name == "so100"
     with pytest.raises(ConfigError, match=r"unknown embodiment 'generik'\. Did you mean 'generic'"):
         embodiment_of(so100(), "generik")
+
+
+def test_the_page_about_robots_tells_what_is_there(repository):
+    """Every packaged robot with its aliases and widths, and an example that loads."""
+    page = (repository / "docs" / "robots.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert Embodiment.from_dict(yaml.safe_load(example)).delta_mask == (True, True, False)
+    rows = {row.split("|")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    for robot in known_embodiments():
+        row = next(row for names, row in rows.items() if f"`{robot.name}`" in names)
+        if "conveyor" not in robot.name:
+            cells = [cell.strip() for cell in row.strip("|").split("|")]
+            assert cells[1:3] == [", ".join(robot.aliases), f"{robot.state_dim}, {robot.action_dim}"]

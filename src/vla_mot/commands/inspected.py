@@ -19,7 +19,7 @@ def facts(found: Inspection, view: tuple[int, int], offset: int | None, chunk: i
     told = {
         "dataset": str(found.root),
         "format": f"LeRobot {info['codebase_version']}, robot type {info.get('robot_type') or 'not stated'}",
-        "size": f"{info.get('total_episodes', 0):,} episodes, {info['total_frames']:,} frames at {fps:g} fps, "
+        "size": f"{info.get('total_episodes', 0)} episodes, {found.frames:,} frames at {fps:g} fps, "
         f"{clock(3600 * found.hours)}, {_bytes(found.bytes)}",
         "videos": ", ".join(dict.fromkeys(camera.stored for camera in found.cameras if camera.size))
         or "none",
@@ -30,7 +30,7 @@ def facts(found: Inspection, view: tuple[int, int], offset: int | None, chunk: i
     told |= _robot(found)
     if offset is not None:
         told["history, foresight"] = f"m = {offset} frames = {offset / fps:.3g} s{_reached(found, offset)}"
-    told["chunk"] = f"{chunk} steps = {chunk / fps:.3g} s"
+    told["chunk"] = f"{chunk} steps = {chunk / fps:.3g} s{_inside(found, chunk)}"
     told["view"] = f"{view[1]}×{view[0]} pixels"
     told["left out"] = ", ".join(found.unused) or "nothing"
     return told
@@ -60,6 +60,16 @@ def _reached(found: Inspection, offset: int) -> str:
     return f"; {share:.0%} of the frames have a target" + (
         f", {short} of the episodes have none" if short else ""
     )
+
+
+def _inside(found: Inspection, chunk: int) -> str:
+    """How much of the chunks that start at every frame lies inside their episode."""
+    if not len(found.lengths):
+        return ""
+    whole, cut = (found.lengths - chunk + 1).clamp(min=0), found.lengths.clamp(max=chunk - 1)
+    steps = whole * chunk + cut * (cut + 1) // 2
+    share = float(steps.sum()) / (chunk * max(1, int(found.lengths.sum())))
+    return f"; {share:.0%} of its steps lie inside the episode"
 
 
 def sheets(found: Inspection, view: tuple[int, int]) -> tuple[Sheet, ...]:

@@ -9,8 +9,7 @@ import numpy as np
 
 from vla_mot.errors import DatasetError, nearest
 from vla_mot.robots.embodiment import Embodiment, Field
-
-IMAGE_TYPES = ("video", "image")
+from vla_mot.robots.features import dimension_names, feature_width, is_camera
 
 
 def read_info(root: Path) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def misfits(info: Mapping[str, Any], embodiment: Embodiment) -> list[str]:
 
 
 def _camera_problems(features: Mapping[str, Any], embodiment: Embodiment) -> list[str]:
-    cameras = [key for key, spec in features.items() if spec["dtype"] in IMAGE_TYPES]
+    cameras = [key for key, spec in features.items() if is_camera(spec)]
     return [
         f"no camera {key!r}.{nearest(key, cameras)}"
         for _, key in embodiment.present_cameras
@@ -105,15 +104,15 @@ def _camera_problems(features: Mapping[str, Any], embodiment: Embodiment) -> lis
 
 
 def _vector_problems(features: Mapping[str, Any], embodiment: Embodiment) -> list[str]:
-    vectors = [key for key, spec in features.items() if spec["dtype"] not in IMAGE_TYPES]
+    vectors = [key for key, spec in features.items() if not is_camera(spec)]
     problems = []
     for kind, fields in (("state", embodiment.state), ("action", embodiment.action)):
         for field in fields:
             if field.key not in vectors:
                 problems.append(f"no {kind} feature {field.key!r}.{nearest(field.key, vectors)}")
-            elif (width := _width(features[field.key])) != len(field.names):
+            elif (width := feature_width(features[field.key])) != len(field.names):
                 problems.append(_width_problem(kind, field, width, features[field.key]))
-            elif (names := _names(features[field.key])) != field.names and sorted(names) == sorted(
+            elif (names := dimension_names(features[field.key])) != field.names and sorted(names) == sorted(
                 field.names
             ):
                 problems.append(_order_problem(kind, field, names))
@@ -121,9 +120,10 @@ def _vector_problems(features: Mapping[str, Any], embodiment: Embodiment) -> lis
 
 
 def _width_problem(kind: str, field: Field, width: int, spec: Mapping[str, Any]) -> str:
+    names = ", ".join(dimension_names(spec)) or "unnamed"
     return (
-        f"{kind} feature {field.key!r} has {width} dimensions ({', '.join(_names(spec)) or 'unnamed'}), the embodiment "
-        f"lists {len(field.names)} ({', '.join(field.names)})"
+        f"{kind} feature {field.key!r} has {width} dimensions ({names}), the embodiment lists "
+        f"{len(field.names)} ({', '.join(field.names)})"
     )
 
 
@@ -135,33 +135,13 @@ def _order_problem(kind: str, field: Field, names: Sequence[str]) -> str:
     )
 
 
-def _names(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of a feature's dimensions, in order; empty where it has none.
-
-    LeRobot's datasets write them as a list, as `{group: [name, …]}`, or as `{name: index}`.
-    """
-    names: Any = spec.get("names")
-    if isinstance(names, Mapping):
-        if names and all(isinstance(place, int) for place in names.values()):
-            return tuple(sorted(names, key=lambda name: names[name]))
-        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
-    return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def _width(spec: Mapping[str, Any]) -> int:
-    width = 1
-    for size in spec["shape"]:
-        width *= int(size)
-    return width
-
-
 def _inventory(features: Mapping[str, Any]) -> str:
     bookkeeping = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-    cameras = [key for key, spec in features.items() if spec["dtype"] in IMAGE_TYPES]
+    cameras = [key for key, spec in features.items() if is_camera(spec)]
     vectors = [
-        f"{key} ({_width(spec)})"
+        f"{key} ({feature_width(spec)})"
         for key, spec in features.items()
-        if spec["dtype"] not in IMAGE_TYPES and key not in bookkeeping
+        if not is_camera(spec) and key not in bookkeeping
     ]
     return f"cameras {', '.join(cameras) or 'none'}; features {', '.join(vectors) or 'none'}"
 

@@ -102,9 +102,15 @@ class Inspection:
         return float(self.info["fps"])
 
     @property
+    def frames(self) -> int:
+        """Of all episodes together, as the dataset states it; 0 where it states no number."""
+        told = self.info.get("total_frames")
+        return told if isinstance(told, int) else 0
+
+    @property
     def hours(self) -> float:
         """Of all episodes together."""
-        return int(self.info["total_frames"]) / self.fps / 3600
+        return self.frames / self.fps / 3600
 
     def length_quantiles(self) -> dict[str, int]:
         """Shortest, 10 %, median, 90 % and longest episode in frames; empty where lengths are unreadable."""
@@ -201,7 +207,7 @@ def _fitting(info: Mapping[str, Any], embodiment: Embodiment) -> Embodiment | No
 def _lengths(root: Path, info: Mapping[str, Any], source: Source | None) -> Tensor:
     try:
         bounds = torch.from_numpy(Layout.read(root, info).bounds) if source is None else source.bounds
-    except DatasetError:  # said when the dataset was opened
+    except (DatasetError, TypeError, ValueError):  # said when the dataset was opened
         return torch.empty(0, dtype=torch.int64)
     return bounds[:, 1] - bounds[:, 0]
 
