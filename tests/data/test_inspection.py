@@ -126,6 +126,14 @@ def test_missing_videos_and_broken_tables_are_problems(copied):
     assert found.source is None and len(found.dimensions) == 7 and found.dimensions[0].low is None
 
 
+@pytest.mark.parametrize("key", ["total_frames", "total_episodes", "robot_type", "data_path", "video_path"])
+@pytest.mark.parametrize("value", ["many", {"a": -1}, 7, True])
+def test_a_hostile_info_is_a_problem_and_never_a_traceback(copied, key, value):
+    edit_info(copied, **{key: value})
+    found = look_at(copied, "auto")
+    assert bool(found.problems) and found.frames >= 0
+
+
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         inspect_dataset(tmp_path / "nothing")

@@ -74,4 +74,4 @@ def _table(sheet: Sheet) -> str:
 def _picture(heading: str, note: str, file: Path) -> str:
     with Image.open(file) as picture:
         array = np.asarray(picture.convert("RGB"))
-    return html.section(heading, note, f'<div class="scroll wide">{html.picture(array, heading)}</div>')
+    return html.section(heading, note, f'<div class="figure">{html.picture(array, heading)}</div>')
