@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.interrupting import vla_mot_process
 from vla_mot.commands import stats
 from vla_mot.data.recipe import SplitConfig
 from vla_mot.data.source import Source
@@ -16,6 +19,7 @@ from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.statistics_file import load_statistics
 
 CHUNK = 12
+CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
 
 def robot(name: str) -> Embodiment:
@@ -38,6 +42,14 @@ def mixture(three_datasets, tmp_path) -> tuple[str, ...]:
         "data", "stats", "data=conveyors", f"data.root={three_datasets}", f"chunk_size={CHUNK}",
         f"kept={tmp_path / 'kept'}",
     )  # fmt: skip
+
+
+def running(pid: str) -> bool:
+    """Whether a process is there and not only waits for somebody to note its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def content(path: Path) -> dict:
@@ -125,6 +137,26 @@ def test_an_interrupt_keeps_what_was_counted(vla_mot, mixture, tmp_path, monkeyp
     assert not path.exists()
     monkeypatch.setattr(stats, "progress", plain)
     assert "1 of 3 datasets were counted before" in vla_mot(*mixture, f"output={path}").out
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(not CHILDREN.exists(), reason="needs the kernel's list of a process's children")
+def test_no_process_outlives_a_killed_command(mixture, tmp_path):
+    path = tmp_path / "stats.json"
+    with vla_mot_process(*mixture, "jobs=2", f"output={path}") as process:
+        task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        children: set[str] = set()
+        while len(children) < 2:  # the two, and perhaps multiprocessing's own
+            assert process.poll() is None, process.communicate()
+            children = set(task.read_text().split())
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in children if running(pid)]:
+        assert time.monotonic() < deadline, f"still there: {alive}"
+        time.sleep(0.1)
+    assert not path.exists()
 
 
 def test_one_robot_in_several_datasets_is_one_robot(vla_mot, three_datasets, tmp_path):

@@ -93,6 +93,15 @@ def test_the_number_of_processes_does_not_show(tasks, tmp_path):
         assert torch.equal(part.action.moments.squares, two.partials[name].action.moments.squares)
 
 
+def test_the_tables_alone_will_do(tasks, tmp_path):
+    whole = count_datasets(tasks, CHUNKS, tmp_path / "cache")
+    for task in tasks:
+        shutil.rmtree(task.root / "videos")
+    counted = count_datasets(tasks, CHUNKS, tmp_path / "cache")
+    assert counted.computed == {"a", "b", "c"}, "its content is another one"
+    assert merged(counted)["action"] == merged(whole)["action"]
+
+
 def test_progress_counts_every_frame(tasks, tmp_path):
     seen: list[tuple[int, int, str]] = []
     count_datasets(tasks, CHUNKS, tmp_path / "cache", 1, lambda *told: seen.append(told))
