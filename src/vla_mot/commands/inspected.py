@@ -97,7 +97,7 @@ def _dimension(d: Dimension) -> tuple[str, ...]:
 
 def _camera(camera: CameraSlot, view: tuple[int, int]) -> tuple[str, ...]:
     if camera.size is None:
-        return str(camera.slot), camera.key or "–", "", camera.stored, "masked"
+        return str(camera.slot), camera.key or "–", "", camera.stored, "masked" if camera.key is None else ""
     (height, width), (rows, columns) = camera.size, fitted_size(*camera.size, *view)
     padded = "" if (rows, columns) == view else ", padded"
     enlarged = ", enlarged" if rows > height else ""
