@@ -70,22 +70,27 @@ def _problem(name: str) -> str:
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed (pip install {'av' if name == 'pyav' else 'torchcodec'})"
     except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).split("\n")[0].rstrip(". ")
+        reason = str(error).split("\n")[0].partition(". ")[0].rstrip(".")
         return f"{reason}; {_INSTALL}" if name == "torchcodec" else reason
     return ""
 
 
-def decode_times(path: Path, times: Sequence[float], tolerance: float, decoder: str) -> Tensor:
+def decode_times(
+    path: Path, times: Sequence[float], tolerance: float, decoder: str, least: int = 0
+) -> Tensor:
     """Decode the pictures at the given times: `(n, 3, h, w)` uint8, contiguous, in the order asked for.
 
     times: seconds in the video, ascending and near each other. tolerance: seconds by which a picture may be off.
-    decoder: as `choose_decoder` returns it. Raises ValueError (or what the decoder raises) when the file is missing,
-    cut short or damaged, or has no picture at one of the times.
+    decoder: as `choose_decoder` returns it. least: pictures that the whole file must have.
+    Raises ValueError (or what the decoder raises) when the file is missing, cut short or damaged, has too few pictures,
+    or none at one of the times.
     """
     status = path.stat()
     stamp = (status.st_size, status.st_mtime_ns)
     if problem := _cut_short(path, stamp):
         raise ValueError(problem)
+    if 0 < (count := _count(path, stamp)) < least:
+        raise ValueError(f"the file has {count} pictures, its episodes need {least}: it is another video")
     with quiet_libav():
         pictures = _decode(path, stamp, list(times), tolerance, decoder)
     if pictures.shape[:2] != (len(times), 3):
@@ -134,6 +139,15 @@ _open_videos = _OpenVideos()
 
 
 @lru_cache(maxsize=_REMEMBERED)
+def _count(path: Path, stamp: Stamp) -> int:
+    """Pictures in a file, as its index says; 0 where it says nothing."""
+    import av
+
+    with quiet_libav(), av.open(str(path)) as container:
+        return container.streams.video[0].frames
+
+
+@lru_cache(maxsize=_REMEMBERED)
 def _cut_short(path: Path, stamp: Stamp) -> str:
     """Why the last picture of an MP4 file would be half grey: it ends before its own boxes do; empty when it does not.
 
@@ -152,9 +166,9 @@ def _cut_short(path: Path, stamp: Stamp) -> str:
             length = int.from_bytes(head[:4])
             if length == 1:
                 length = int.from_bytes(head[8:16])
-            if length == 0:  # to the end of the file
+            if length == 0 and len(head) >= 8:  # to the end of the file
                 return ""
-            if length < 8 or len(head) < 8 or at + length > size:
+            if length < 8 or at + length > size:
                 return f"the file is cut short: it has {size} bytes, its boxes at least {at + max(length, 8)}"
             at += length
     return ""

@@ -53,8 +53,8 @@ class FramesConfig:
     def __post_init__(self) -> None:
         if self.limit_gib is not None and not self.limit_gib > 0:
             raise ConfigError(
-                f"the limit of the frame cache must be above 0 GiB, got {self.limit_gib}; to keep no cache, decode from "
-                "video."
+                f"the limit of the frame cache must be above 0 GiB, got {self.limit_gib}; to keep none, decode "
+                "from video."
             )
 
 

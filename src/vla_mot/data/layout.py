@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vla_mot.data.tables import read_columns
+from vla_mot.data.tables import Columns, read_columns
 from vla_mot.errors import DatasetError
 
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -24,13 +24,15 @@ class Files:
     """The files of one kind: one camera's videos, or the tables of frames.
 
     template: LeRobot's pattern of their names, relative to the dataset. key: the camera, empty for tables.
-    place: `(E, 2)` int32, chunk and file number of every episode. start: `(E,)` float64 seconds at which an episode
-    begins in its video; None for tables.
+    place: `(E, 2)` int32, chunk and file number of every episode. frames: `(E,)` int64, how many the episode's file
+    holds, those of other episodes too. start: `(E,)` float64 seconds at which an episode begins in its video; None for
+    tables.
     """
 
     template: str
     key: str
     place: np.ndarray
+    frames: np.ndarray
     start: np.ndarray | None = None
 
     def path(self, episode: int) -> str:
@@ -61,9 +63,9 @@ class Layout:
     def read(cls, root: Path, info: Mapping[str, Any]) -> Self:
         """Read what `info` lists. Raises DatasetError when a file of the tables is damaged or disagrees with it."""
         cameras = [key for key, spec in info["features"].items() if spec["dtype"] == "video"]
-        names = ["episode_index", "dataset_from_index", "dataset_to_index", *_place("data")]
+        names = ["episode_index", "dataset_from_index", "dataset_to_index", *_numbers("data")]
         for key in cameras:
-            names += [*_place(f"videos/{key}"), f"videos/{key}/from_timestamp"]
+            names += [*_numbers(f"videos/{key}"), f"videos/{key}/from_timestamp"]
         columns = read_columns(root, "meta/episodes/*/*.parquet", names)
         expected = int(info.get("total_episodes", 0))
         if not np.array_equal(columns["episode_index"], np.arange(expected)):
@@ -71,16 +73,17 @@ class Layout:
                 f"dataset {root} is inconsistent: meta/episodes lists {len(columns['episode_index'])} episodes, its "
                 f"meta/info.json says {expected}, numbered from 0. Copy or record it again."
             )
+        bounds = np.stack([columns["dataset_from_index"], columns["dataset_to_index"]], 1).astype(np.int64)
         data = str(info.get("data_path") or _DATA)
         video = str(info.get("video_path") or _VIDEO)
         return cls(
-            bounds=np.stack([columns["dataset_from_index"], columns["dataset_to_index"]], 1).astype(np.int64),
-            tables=Files(data, "", _pair(columns, "data")),
+            bounds=bounds,
+            tables=Files(data, "", *_place(columns, "data", bounds)),
             videos={
                 key: Files(
                     video,
                     key,
-                    _pair(columns, f"videos/{key}"),
+                    *_place(columns, f"videos/{key}", bounds),
                     columns[f"videos/{key}/from_timestamp"].astype(np.float64),
                 )
                 for key in cameras
@@ -109,9 +112,13 @@ def absent(root: Path, paths: Iterable[str]) -> list[str]:
     return sorted(gone)
 
 
-def _place(prefix: str) -> tuple[str, str]:
+def _numbers(prefix: str) -> tuple[str, str]:
     return f"{prefix}/chunk_index", f"{prefix}/file_index"
 
 
-def _pair(columns: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
-    return np.stack([columns[name] for name in _place(prefix)], axis=1).astype(np.int32)
+def _place(columns: Columns, prefix: str, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`place` and `frames` of `Files`."""
+    place = np.stack([columns[name] for name in _numbers(prefix)], axis=1).astype(np.int32)
+    _, file = np.unique(place, axis=0, return_inverse=True)
+    file = file.reshape(-1)
+    return place, np.bincount(file, weights=bounds[:, 1] - bounds[:, 0]).astype(np.int64)[file]

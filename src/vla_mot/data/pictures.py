@@ -4,7 +4,7 @@ Legend: `N` frames of the dataset, `E` episodes, `n` frames asked for, `h`/`w` r
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,10 @@ from vla_mot.robots.images import to_bytes
 
 _RUN = 128
 """Frames from the first to the last of one decoder call at most: lerobot compares every time with every other."""
-_NEAR = 12
+_NEAR = 8
 """Frames so near each other are decoded in one go; farther ones are sought."""
+_SAME_FILE = 0.95
+"""Share of its episodes' frames that a video must have: cameras lose some, but a shorter one is another video."""
 
 
 class EpisodeError(DatasetError):
@@ -52,6 +54,12 @@ class Pictures:
     tables: Files
     videos: Mapping[str, Files]
     decoder: str = "auto"
+
+    def decoded_by(self, decoder: str) -> "Pictures":
+        """The same pictures through another decoder. Raises ConfigError when it cannot be loaded."""
+        if decoder != "auto":
+            choose_decoder(decoder)
+        return replace(self, decoder=decoder)
 
     def decode(self, frames: Tensor, camera: str) -> Iterator[tuple[slice, Tensor]]:
         """Decode frames of one camera, a bounded number at a time.
@@ -87,7 +95,8 @@ class Pictures:
         begin = float(files.start[episode])
         times = [begin + time for time in self.timestamp[frames].tolist()]
         path = self.root / files.path(episode)
-        return decode_times(path, times, 0.25 / self.fps, choose_decoder(self.decoder))
+        least = int(files.frames[episode] * _SAME_FILE)
+        return decode_times(path, times, 0.25 / self.fps, choose_decoder(self.decoder), least)
 
     def _image_run(self, files: Files, episode: int, frames: Tensor, camera: str) -> Tensor:
         """Decode as lerobot does: with the `Image` feature of `datasets`, then its own transform."""
