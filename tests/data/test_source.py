@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -252,3 +253,87 @@ def test_everything_that_does_not_fit_is_listed_at_once(recording):
         f"It has cameras {HEAD}, {GRIPPER}; features observation.state (3), observation.gripper (1), action (3).",
     ):
         assert part in message
+
+
+def rewrite(path, **columns):
+    """Replace columns of a table."""
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array(values, table.schema.field(place).type))
+    pq.write_table(table, path)
+
+
+def split_tables(root, rows, episodes):
+    """Move what follows `rows` (and `episodes`) into second files, as in a dataset that outgrew its first ones."""
+    table = pq.read_table(root / TABLE)
+    pq.write_table(table.slice(rows), root / TABLE.replace("file-000", "file-001"))
+    pq.write_table(table.slice(0, rows), root / TABLE)
+    listed = root / "meta/episodes/chunk-000/file-000.parquet"
+    rewrite(listed, **{"data/file_index": [int(i >= episodes) for i in range(len(LENGTHS))]})
+    table = pq.read_table(listed)
+    pq.write_table(table.slice(episodes), listed.with_name("file-001.parquet"))
+    pq.write_table(table.slice(0, episodes), listed)
+
+
+def test_tables_in_several_files_are_one(source, copied):
+    split_tables(copied, sum(LENGTHS[:2]), 2)
+    again = Source.open(copied, toy_embodiment())
+    for name in ("state", "action", "timestamp", "task_index", "bounds"):
+        assert torch.equal(getattr(again, name), getattr(source, name))
+    assert torch.equal(again.decode(3, HEAD), source.decode(3, HEAD))
+
+
+def test_pictures_are_found_in_the_second_table(recording, tmp_path):
+    features = dataset_features(toy_embodiment(), SIZE, SIZE)
+    features |= {key: {**features[key], "dtype": "image"} for key in (HEAD, GRIPPER)}
+    record_dataset(tmp_path / "images", "tests/images", 10, features, recording.episodes)
+    split_tables(tmp_path / "images", sum(LENGTHS[:2]), 2)
+    decoded = Source.open(tmp_path / "images", toy_embodiment()).decode_frames(torch.tensor([40, 5]), HEAD)
+    np.testing.assert_array_equal(decoded.permute(0, 2, 3, 1), recording.column(HEAD)[[40, 5]])
+
+
+def test_an_episode_list_that_disagrees_is_refused(copied):
+    path = copied / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 3), path)
+    assert "meta/episodes lists 3 episodes, its meta/info.json says 4" in refuse(copied)
+
+
+def test_rows_of_another_episode_are_refused(copied):
+    rows = [0] * 21 + [1] * 12 + [2] * 20 + [3] * 7
+    rewrite(copied / TABLE, episode_index=rows)
+    assert "are not the consecutive frames" in refuse(copied)
+
+
+def test_an_instruction_that_is_not_listed_is_refused(copied):
+    rewrite(copied / TABLE, task_index=[0] * 59 + [2])
+    assert "frame 59 has instruction number 2, and meta/tasks.parquet lists 2" in refuse(copied)
+
+
+def test_a_feature_of_another_width_than_stated_is_refused(copied):
+    table = pq.read_table(copied / TABLE)
+    wider = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(240, np.float32)), 4)
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", wider), copied / TABLE)
+    assert "'action' of" in (message := refuse(copied))
+    assert "holds 4 numbers a frame, its meta/info.json says 3" in message
+
+
+def test_a_missing_column_is_named(copied):
+    pq.write_table(pq.read_table(copied / TABLE).drop_columns(["action"]), copied / TABLE)
+    assert f"LeRobot cannot open dataset {copied}: {TABLE} is not readable" in (message := refuse(copied))
+    assert "action" in message
+
+
+def test_a_source_holds_little_and_no_descriptor(recording):
+    before = len(os.listdir("/proc/self/fd"))
+    source = Source.open(recording.root, toy_embodiment())
+    assert len(os.listdir("/proc/self/fd")) == before
+    held = (source.state, source.action, source.timestamp, source.task_index)
+    assert sum(tensor.element_size() * tensor[0].numel() for tensor in held) == 4 * (4 + 3 + 1 + 1)
+
+
+def test_the_hash_is_computed_when_it_is_asked_for(copied, source):
+    opened = Source.open(copied, toy_embodiment())
+    next((copied / "videos" / HEAD).rglob("*.mp4")).unlink()
+    with pytest.raises(DatasetError, match="changed since it was opened"):
+        _ = opened.content_hash
