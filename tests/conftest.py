@@ -15,6 +15,7 @@ if "VLA_MOT_TEST_CACHE" not in os.environ:  # pytest-xdist's workers inherit the
 _CLOSED = "http://127.0.0.1:9"
 os.environ.update(
     HF_HOME=os.environ["VLA_MOT_TEST_CACHE"],  # a file in a developer's cache must not hide a download
+    XDG_CACHE_HOME=os.environ["VLA_MOT_TEST_CACHE"],  # nor may a test leave anything in it
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",

@@ -59,7 +59,7 @@ def train(demo: Path, folder: Path, base: int, factor: int) -> None:
         f"output={folder}",
         f"train.steps={base * factor}",
         f"train.save_every={base}",
-        f"train.keep_checkpoints={factor}",
+        "train.keep_checkpoints=10000",  # all: an interrupted run keeps further ones
     )
 
 

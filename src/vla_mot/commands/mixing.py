@@ -182,7 +182,7 @@ def open_data(config: TrainingConfig, shards: int | None = None) -> Data:
         recipe=recipe,
         assignment=assign(mixture, data, shards),
     )
-    if data.prepare:
+    if data.prepare and data.frames == "cache":
         _prepare(found)
     return found
 

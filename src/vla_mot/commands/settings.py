@@ -46,8 +46,8 @@ class DataConfig:
     """One dataset or a mixture, and how it is read; see conf/data/reading.yaml and conf/data/mixture.yaml."""
 
     root: Path | None
-    groups: Mapping[str, Group] = field(default_factory=dict)
-    datasets: Mapping[str, Override] = field(default_factory=dict)
+    groups: Mapping[str, Group] | None = None
+    datasets: Mapping[str, Override] | None = None
     embodiments: tuple[Path, ...] = ()
     action_mode: str = "delta"
     statistics: Path | None = None
@@ -73,7 +73,7 @@ class DataConfig:
 
     def mixture(self, embodiment: Embodiment | None) -> MixtureConfig:
         """The datasets that are asked for; all of one robot where it is named."""
-        return MixtureConfig(self.root, self.groups, self.datasets, self.embodiments, embodiment)
+        return MixtureConfig(self.root, self.groups or {}, self.datasets or {}, self.embodiments, embodiment)
 
     @property
     def pictures(self) -> FramesConfig:
