@@ -44,6 +44,8 @@ class Observation(_Tensors):
     view_mask: `(B, V)` bool, False where a camera is absent (its pixels are ignored).
     state: `(B, S)` float32, normalized, zero-padded.
     token_ids, token_mask: `(B, N)` int64 and bool; the instruction, right-padded.
+    latents: `(B, V, 2, C, h, w)` of both frames, float32 or float16, where they were encoded before; then the pixels of
+        the first frame are not read. None: the model encodes them.
     """
 
     images: Tensor
@@ -51,6 +53,7 @@ class Observation(_Tensors):
     state: Tensor
     token_ids: Tensor
     token_mask: Tensor
+    latents: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -68,6 +71,7 @@ class Batch(_Tensors):
     action_mask: `(B, L, A)` bool, True on real steps of real dimensions; all False without action labels.
     index: `(B,)` int64, the global sample index that keys noise and noise levels.
     origin: `(B, 3)` int64, where each sample comes from: dataset of the mixture, episode and frame of the dataset.
+    future_latents: `(B, V, C, h, w)` of the future, where it was encoded before; then its pixels are not read.
     """
 
     observation: Observation
@@ -77,6 +81,7 @@ class Batch(_Tensors):
     action_mask: Tensor
     index: Tensor
     origin: Tensor | None = None
+    future_latents: Tensor | None = None
 
     @property
     def batch_size(self) -> int:

@@ -103,9 +103,7 @@ def test_posttraining_starts_from_it(pretrained, vla_mot, three_datasets, tmp_pa
 
 
 def test_videos_alone_train_foresight(pretraining, vla_mot, tmp_path):
-    said = vla_mot(
-        *pretraining, f"output={tmp_path / 'run'}", "~data.groups.planar", "~data.groups.fingers"
-    )
+    said = vla_mot(*pretraining, f"output={tmp_path / 'run'}", "~data.groups.planar", "~data.groups.fingers")
     assert said.code == 0, said.err
     records = losses(tmp_path / "run")
     assert all(record["action_loss"] == 0 and record["foresight_loss"] > 0 for record in records)
@@ -140,3 +138,31 @@ def wait_for(happened, process, seconds=120):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
+
+
+def test_cached_latents_train_the_same(pretrained, pretraining, vla_mot, tmp_path):
+    run = tmp_path / "run"
+    cached = ("data.latents=float32", f"data.cache={tmp_path / 'frames'}")
+    assert vla_mot(*pretraining, *cached, f"output={run}", "train.steps=3").code == 0
+    assert vla_mot("pretrain", f"resume={run}", "train.steps=6").code == 0
+    for mine, other in zip(losses(run), losses(pretrained), strict=True):
+        assert mine.pop("kind") == other.pop("kind")
+        assert mine == pytest.approx(other, rel=1e-4)
+    said = vla_mot(*pretraining, *cached, f"output={tmp_path / 'b'}", "data.augmentation.hue=0.1")
+    assert said.code == 2 and "turn one of them off" in said.err
+
+
+def test_statistics_come_from_a_file(pretrained, pretraining, three_datasets, vla_mot, tmp_path):
+    file, counted = (
+        tmp_path / "stats.json",
+        ("data", "stats", "data=conveyors", f"data.root={three_datasets}"),
+    )
+    for chunk, code in ((12, 0), (5, 2)):
+        file.unlink(missing_ok=True)
+        said = vla_mot(*counted, f"chunk_size={chunk}", f"output={file}", f"kept={tmp_path / 'kept'}")
+        assert said.code == 0, said.err
+        run = tmp_path / f"run{chunk}"
+        said = vla_mot(*pretraining, f"data.statistics={file}", f"output={run}")
+        assert said.code == code
+    assert losses(tmp_path / "run12") == losses(pretrained)
+    assert "chunk size 5" in said.err and "12 is wanted" in said.err

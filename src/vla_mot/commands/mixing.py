@@ -23,11 +23,12 @@ from vla_mot.data.assignment import Assignment, assign_exact, assign_lpt
 from vla_mot.data.loader import Loader
 from vla_mot.data.mixture import Mixture, resolve_mixture
 from vla_mot.data.opened import OpenDatasets
-from vla_mot.data.recipe import Opened, Recipe
+from vla_mot.data.recipe import LatentsConfig, Opened, Recipe
 from vla_mot.data.stream import StreamConfig
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import CheckpointError
 from vla_mot.hub.spec import PolicySpec
+from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot
 
@@ -116,7 +117,9 @@ class Data:
         for group in dict.fromkeys(entry.group for entry in entries):
             mine = [entry for entry in entries if entry.group == group]
             held = mine[0].name if len(mine) == 1 else f"{len(mine)} datasets"
-            silent = "" if all(entry.robot.action_dim for entry in mine) else ", without actions: foresight only"
+            silent = (
+                "" if all(entry.robot.action_dim for entry in mine) else ", without actions: foresight only"
+            )
             yield f"           {sum(e.weight for e in mine):6.1%} {group}: {held}{silent}"
         yield (
             f"workers    {config.data.workers or 'none: the training process prepares batches'}; "
@@ -203,6 +206,38 @@ def _prepare(data: Data) -> None:
     with progress("frames") as advance:
         for number in range(len(data.mixture.entries)):
             data.recipe.open(number, advance)
+
+
+def encoded(data: Data, config: TrainingConfig, model: VlaMotModel) -> Data:
+    """The same data with the latents of all pictures, where they are wanted; those that are absent are encoded now.
+
+    model: with the weights of its tokenizer as they will stay.
+    """
+    if config.data.latents is None:
+        return data
+    folder = None if config.data.cache is None else config.data.cache / "latents"
+    latents = LatentsConfig(_tokenizer_key(model), config.data.latents, folder, config.data.cache_limit_gib)
+    found = replace(data, recipe=replace(data.recipe, latents=latents))
+    model.tokenizer.to(config.train.device)
+
+    def encode(pictures: Tensor) -> Tensor:
+        return model.encode_frames(pictures.to(config.train.device)[:, None, None])[:, 0, 0]
+
+    with progress("latents") as advance:
+        for number in range(len(data.mixture.entries)):
+            found.recipe.open(number, advance, encode)
+    return found
+
+
+def _tokenizer_key(model: VlaMotModel) -> str:
+    """Hash of the foresight tokenizer's configuration and weights."""
+    digest = hashlib.blake2b(
+        json.dumps(dict(model.config.foresight), sort_keys=True).encode(), digest_size=16
+    )
+    for name, tensor in sorted(model.tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def spread(values: Tensor, count: int) -> Tensor:

@@ -18,7 +18,8 @@ from vla_mot.commands.repositories import locate
 from vla_mot.commands.resume import resumed_config
 from vla_mot.commands.settings import TrainingConfig, fit, training_config
 from vla_mot.errors import ConfigError, DataWorkerError
-from vla_mot.train.checkpoint import newest_checkpoint
+from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
 from vla_mot.train.loop import Trainer
 from vla_mot.version import __version__
 
@@ -113,6 +114,9 @@ def train(run: Run) -> Path:
     checkpoint = newest_checkpoint(run.folder) if run.resume else None
     if checkpoint is None:
         training.prepare_weights(model, data, run.config.start, run.init_from)
+    elif run.config.data.latents is not None:  # which are those of the tokenizer as it was fitted
+        open_checkpoint(checkpoint / POLICY_FOLDER).load_into(model)
+    data = mixing.encoded(data, run.config, model)
     trainer = training.make_trainer(run.config, data, model, run.folder, run.plain)
     if checkpoint is not None:
         _restore(trainer, checkpoint)

@@ -58,6 +58,7 @@ class DataConfig:
     cache: Path | None = None
     cache_limit_gib: float | None = None
     decoder: Literal["auto", "torchcodec", "pyav"] = "auto"
+    latents: Literal["float32", "float16"] | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     assignment: Literal["exact", "lpt"] = "exact"
     shards: int | None = None

@@ -49,8 +49,8 @@ class FaultBudget:
         if len(self._found) > self.most:
             listed = "\n".join(f"  - {self._say(fault)}: {fault.reason}" for fault in self.found)
             raise DatasetError(
-                f"{len(self._found)} places of the data cannot be read, data.skip_broken allows {self.most}:\n{listed}\n"
-                "Copy them again, leave the datasets out (data.datasets), or raise data.skip_broken."
+                f"{len(self._found)} places of the data cannot be read, data.skip_broken allows {self.most}:\n"
+                f"{listed}\nCopy them again, leave the datasets out (data.datasets), or raise data.skip_broken."
             )
 
     def _count(self) -> tuple[int, int]:

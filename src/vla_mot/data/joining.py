@@ -4,7 +4,8 @@ Legend as in `vla_mot.batch`; `V'`/`N'` the most slots and text tokens of the pa
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     slots = max(seen.images.shape[1] for seen in observations)
     width = max(seen.token_ids.shape[1] for seen in observations)
     parts = [_widened(part, slots, width) for part in parts]
-    return Batch(
-        observation=_joined(Observation, [part.observation for part in parts]),
-        **{name: _cat(parts, name) for name in ("future", "future_mask", "actions", "action_mask", "index")},
-        origin=_cat(parts, "origin"),
-    )
+    return _joined(parts, observation=_joined([part.observation for part in parts]))
 
 
 def _widened(part: Batch, slots: int, width: int) -> Batch:
@@ -44,9 +41,11 @@ def _widened(part: Batch, slots: int, width: int) -> Batch:
             view_mask=_pad(seen.view_mask, more, False),
             token_ids=_pad(seen.token_ids, longer, 0),
             token_mask=_pad(seen.token_mask, longer, False),
+            latents=None if seen.latents is None else _pad(seen.latents, more, 0),
         ),
         future=_pad(part.future, more, _ABSENT),
         future_mask=_pad(part.future_mask, more, False),
+        future_latents=None if part.future_latents is None else _pad(part.future_latents, more, 0),
     )
 
 
@@ -55,10 +54,8 @@ def _pad(values: Tensor, more: int, value: int | bool) -> Tensor:
     return F.pad(values, (0, 0) * (values.dim() - 2) + (0, more), value=value) if more else values
 
 
-def _joined[T](kind: type[T], parts: Sequence[T]) -> T:
-    names = ("images", "view_mask", "state", "token_ids", "token_mask")
-    return kind(**{name: _cat(parts, name) for name in names})
-
-
-def _cat(parts: Sequence[object], name: str) -> Tensor:
-    return torch.cat([getattr(part, name) for part in parts])
+def _joined[T: (Batch, Observation)](parts: Sequence[T], **others: Any) -> T:
+    """Every tensor of the first one, joined with its like in the others."""
+    names = [field.name for field in fields(parts[0]) if isinstance(getattr(parts[0], field.name), Tensor)]
+    changes: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **changes, **others)

@@ -90,10 +90,14 @@ class Loader:
         self._budget.add(fault for part in parts for fault in part.faults)
         return join([part.batch for part in parts if part.batch is not None])
 
+    def _decoding(self) -> list[str]:
+        """What workers import to decode videos."""
+        return ["lerobot.datasets.video_utils"] if self.config.recipe.frames.store == "video" else []
+
     def _parts(self, start: int, stop: int | None) -> Generator[Part]:
         """The parts of all workers in turn, step by step."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_IMPORTS)
+        context.set_forkserver_preload([*_IMPORTS, *self._decoding()])
         loader = DataLoader(
             _Parts(self.config, start, stop),
             batch_size=None,

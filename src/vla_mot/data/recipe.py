@@ -6,14 +6,19 @@ A recipe holds nothing that is large and pickles, so that a worker process gets 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from vla_mot.data.frames import FramesConfig, Progress, open_frames
+from vla_mot.data.frames import Frames, FramesConfig, open_frames
+from vla_mot.data.latent_cache import Encode, LatentCache
+from vla_mot.data.mapped_array import Progress
 from vla_mot.data.mixture import Entry
 from vla_mot.data.source import Source
 from vla_mot.data.split import split_episodes
 from vla_mot.data.windows import WindowConfig, WindowDataset, Windows
+from vla_mot.errors import ConfigError
 from vla_mot.robots.augmentation import AugmentationConfig, augment
 from vla_mot.robots.processor import Processor
 
@@ -28,6 +33,24 @@ class SplitConfig:
     def episodes(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(training, validation) of `count` episodes; a dataset of one episode trains only."""
         return split_episodes(count, self.fraction if count > 1 else 0.0, self.seed)
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """Cached latents. tokenizer: hash of its configuration and weights. folder, limit_gib: as in `FramesConfig`."""
+
+    tokenizer: str
+    dtype: Literal["float32", "float16"] = "float32"
+    folder: Path | None = None
+    limit_gib: float | None = None
+
+    def open(
+        self, frames: Frames, source: Source, encode: Encode | None, progress: Progress | None
+    ) -> LatentCache:
+        """Map the latents of a dataset, encoding them first where they are absent."""
+        return LatentCache.open(
+            frames, source, encode, self.tokenizer, self.dtype, self.folder, progress, self.limit_gib
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,7 @@ class Recipe:
 
     entries: the mixture's datasets. windows: what a window covers, for each of them.
     processors: by the name of the robot. frames: where pictures come from. seed: keys the augmentation.
+    latents: where the foresight tokenizer's latents of all frames lie; None: the model encodes pictures.
     tolerant: datasets that lack some of their files are opened all the same, and what is missing is found when it is
         drawn.
     """
@@ -61,10 +85,19 @@ class Recipe:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     seed: int = 0
     tolerant: bool = False
+    latents: LatentsConfig | None = None
 
-    def open(self, number: int, progress: Progress | None = None) -> Opened:
+    def __post_init__(self) -> None:
+        if self.latents is not None and not self.augmentation.is_off:
+            raise ConfigError(
+                "data.latents caches the latents of the pictures as recorded, which data.augmentation would change; "
+                "turn one of them off."
+            )
+
+    def open(self, number: int, progress: Progress | None = None, encode: Encode | None = None) -> Opened:
         """Open a dataset of the mixture.
 
+        encode: of the foresight tokenizer, for latents that are not there yet; None where they must be.
         Raises DatasetError when it cannot be read or does not fit its robot, ConfigError when its pictures do not fit
         the windows.
         """
@@ -73,7 +106,9 @@ class Recipe:
         source = Source.open(entry.root, entry.robot, missing="report" if self.tolerant else "refuse")
         pictures = open_frames(source, window.image_size, self.frames, progress)
         chosen, held_out = self.split.episodes(source.num_episodes)
-        cut = partial(WindowDataset, source, pictures, window, number=number)
+        config = self.latents
+        latents = None if config is None else config.open(pictures, source, encode, progress)
+        cut = partial(WindowDataset, source, pictures, window, number=number, latents=latents)
         return Opened(cut(chosen), cut(held_out) if held_out else None)
 
     def changed(self, windows: Windows, index: torch.Tensor) -> Windows:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vla_mot.batch import Batch
 from vla_mot.data.frames import Frames
+from vla_mot.data.latent_cache import LatentCache
 from vla_mot.data.source import Source
 from vla_mot.errors import ConfigError
 from vla_mot.robots.processor import Processor, Tokenize
@@ -43,7 +44,9 @@ class WindowConfig:
 class Windows:
     """B windows as recorded, in physical units and before any normalization.
 
-    images: `(B, 3, V, 3, H, W)` uint8, frames t - m, t and t + m of the present cameras.
+    images: `(B, 3, V, 3, H, W)` uint8, frames t - m, t and t + m of the present cameras; where there are latents, frame
+        t in all three places, for nobody reads the others.
+    latents: `(B, 3, V, C, h, w)` of the three frames, where they were encoded before.
     future_valid: `(B,)` bool, True where t + m lies inside the episode.
     actions: `(B, L, D)` float32; step_mask: `(B, L)` bool, False where the last action of the episode is repeated.
     state: `(B, S)` float32 at t. tasks: B instructions.
@@ -57,6 +60,7 @@ class Windows:
     state: Tensor
     tasks: tuple[str, ...]
     origin: Tensor
+    latents: Tensor | None = None
 
     def __len__(self) -> int:
         return self.origin.shape[0]
@@ -70,10 +74,9 @@ class Windows:
         """The windows of several datasets of one robot, in the order of the parts."""
         if len(parts) == 1:
             return parts[0]
-        tensors = {
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("images", "future_valid", "actions", "step_mask", "state", "origin")
-        }
+        names = ["images", "future_valid", "actions", "step_mask", "state", "origin"]
+        names += ["latents"] if parts[0].latents is not None else []
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return cls(**tensors, tasks=tuple(task for part in parts for task in part.tasks))
 
 
@@ -84,7 +87,8 @@ class WindowDataset(Dataset[Windows]):
     last frame stands in for the future and the last action for the chunk's steps, both flagged.
     `__getitems__` gathers a whole batch at once, and `__getitem__` is a batch of one.
 
-    pictures: of every frame, from a cache or decoded on demand. number: the dataset's place in its mixture.
+    pictures: of every frame, from a cache or decoded on demand. latents: of every frame, where they were encoded.
+    number: the dataset's place in its mixture.
     """
 
     def __init__(
@@ -94,11 +98,13 @@ class WindowDataset(Dataset[Windows]):
         config: WindowConfig,
         episodes: Sequence[int] | None = None,
         number: int = 0,
+        latents: LatentCache | None = None,
     ) -> None:
         expected = (source.num_frames, len(source.cameras), 3, *config.image_size)
         if pictures.shape != expected:
             raise ConfigError(f"the frame cache has shape {pictures.shape}, these windows need {expected}.")
         self.source, self.pictures, self.config, self.number = source, pictures, config, number
+        self.latents = latents
         chosen = torch.as_tensor(range(source.num_episodes) if episodes is None else list(episodes)).long()
         if not len(chosen):
             raise ConfigError(f"no episode of {source.root} was chosen.")
@@ -124,7 +130,8 @@ class WindowDataset(Dataset[Windows]):
         steps = now[:, None] + torch.arange(self.config.chunk_size)
         step_mask = (steps <= last[:, None]) & self.source.has_actions
         return Windows(
-            images=self.pictures.gather(times),
+            images=self._images(times),
+            latents=None if self.latents is None else self.latents.gather(times),
             future_valid=now + m <= last,
             actions=self.source.action[torch.minimum(steps, last[:, None])],
             step_mask=step_mask,
@@ -132,6 +139,12 @@ class WindowDataset(Dataset[Windows]):
             tasks=tuple(self.source.tasks[task] for task in self.source.task_index[now].tolist()),
             origin=torch.stack([torch.full_like(now, self.number), self.episodes[rows], now], dim=1),
         )
+
+    def _images(self, times: Tensor) -> Tensor:
+        """`(B, 3)` frames → `(B, 3, V, 3, H, W)`; only the present is read where latents tell the rest."""
+        if self.latents is None:
+            return self.pictures.gather(times)
+        return self.pictures.gather(times[:, 1:2]).expand(-1, 3, *self.pictures.shape[1:])
 
 
 class Collate:
@@ -152,6 +165,9 @@ class Collate:
         )
         absent = torch.full_like(windows.images[:, 0, 0], 255)
         slots = range(observation.images.shape[1])
+        latents = None if windows.latents is None else self._in_slots(windows.latents, len(slots))
+        if latents is not None:
+            observation = replace(observation, latents=latents[:, :, :2])
         batch = self.processor.batch(
             observation,
             future=torch.stack([views[slot][:, 2] if slot in views else absent for slot in slots], dim=1),
@@ -161,7 +177,14 @@ class Collate:
             index=windows.origin[:, 2] if index is None else index,
             state=windows.state,
         )
-        return replace(batch, origin=windows.origin)
+        future = None if latents is None else latents[:, :, 2]
+        return replace(batch, origin=windows.origin, future_latents=future)
+
+    def _in_slots(self, latents: Tensor, slots: int) -> Tensor:
+        """`(B, 3, V, C, h, w)` of the present cameras → `(B, V', 3, C, h, w)` of all slots, zero where absent."""
+        found = latents.new_zeros(latents.shape[0], slots, 3, *latents.shape[3:])
+        found[:, self.slots] = latents.transpose(1, 2)
+        return found
 
 
 class _RememberedTokens:

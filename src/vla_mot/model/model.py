@@ -148,7 +148,9 @@ class VlaMotModel(nn.Module):
         if self.config.action_loss == "padded":
             counted = counted.flatten(1).any(1)[:, None, None].expand_as(counted)
         error = (predicted.float() - target.float()).square() * counted.unsqueeze(1)
-        true_latents = self.encode_frames(batch.future.unsqueeze(2)).squeeze(2)
+        true_latents = batch.future_latents
+        if true_latents is None:
+            true_latents = self.encode_frames(batch.future.unsqueeze(2)).squeeze(2)
         miss = (latents.float() - true_latents.float()).square().flatten(2)
         seen = batch.future_mask
         return Losses(
@@ -229,7 +231,9 @@ class VlaMotModel(nn.Module):
     def _prefix_tokens(self, observation: Observation, *, sampling: bool = False) -> Tokens:
         """The understanding, generation and state tokens, in that order."""
         seen = self._understand(observation)
-        generation = self.generation.embed(self.encode_frames(observation.images))
+        latents = observation.latents
+        latents = self.encode_frames(observation.images) if latents is None else latents.float()
+        generation = self.generation.embed(latents)
         state = self.action.embed_state(observation.state)
         present = observation.view_mask.repeat_interleave(self.generation.tokens_per_view, dim=1)
         one = torch.ones_like(observation.view_mask[:, :1])
