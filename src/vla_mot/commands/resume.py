@@ -28,8 +28,8 @@ CHANGEABLE = (
     "sampler.num_steps",
     "sampler.n_action_steps",
 )
-"""What may differ; `data.root` because a dataset may have moved (its content is compared). How pictures are read and how
-many workers read them decides no sample, as long as the workers share the run's shards."""
+"""What may differ; `data.root` because a dataset may have moved (its content is compared). How pictures are read, and by
+how many workers, decides no sample, as long as the workers share the run's shards."""
 _LOCAL = ("output", "resume")
 
 Changes = dict[str, tuple[Any, Any]]
