@@ -204,10 +204,10 @@ def test_a_truncated_table_is_named(copied):
     assert f"LeRobot cannot open dataset {copied}" in refuse(copied)
 
 
-@pytest.mark.parametrize(("cut", "left"), [(2, "58 frames of 4 episodes"), (7, "53 frames of 3 episodes")])
-def test_a_table_with_too_few_rows_is_refused(copied, cut, left):
+@pytest.mark.parametrize("cut", [2, 7])
+def test_a_table_with_too_few_rows_is_refused(copied, cut):
     pq.write_table(pq.read_table(copied / TABLE).slice(0, sum(LENGTHS) - cut), copied / TABLE)
-    assert f"its tables hold {left}, its meta/info.json says 60 of 4" in refuse(copied)
+    assert f"its tables hold {60 - cut} frames, its meta/info.json says 60." in refuse(copied)
 
 
 def test_rows_out_of_order_are_refused(copied):
@@ -302,7 +302,34 @@ def test_an_episode_list_that_disagrees_is_refused(copied):
 def test_rows_of_another_episode_are_refused(copied):
     rows = [0] * 21 + [1] * 12 + [2] * 20 + [3] * 7
     rewrite(copied / TABLE, episode_index=rows)
-    assert "are not the consecutive frames" in refuse(copied)
+    assert "are not the consecutive frames" in (message := refuse(copied))
+    assert "row 20 of its tables should be frame 20 of episode 1, and says 20 of 0." in message
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "dataset_from_index",
+            [0, 20, 33, 54],
+            "the 4 episodes of its meta/episodes do not follow each other",
+        ),
+        (
+            "dataset_from_index",
+            [1, 20, 33, 53],
+            "the 4 episodes of its meta/episodes do not follow each other",
+        ),
+        ("dataset_to_index", [20, 33, 53, 61], "meta/episodes lists 61 frames, its meta/info.json says 60"),
+        (
+            "dataset_to_index",
+            [20, 33, 53, 53],
+            "the 4 episodes of its meta/episodes do not follow each other",
+        ),
+    ],
+)
+def test_episodes_with_other_bounds_are_refused(copied, column, value, message):
+    rewrite(copied / "meta/episodes/chunk-000/file-000.parquet", **{column: value})
+    assert message in refuse(copied)
 
 
 def test_an_instruction_that_is_not_listed_is_refused(copied):

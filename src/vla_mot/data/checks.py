@@ -155,36 +155,53 @@ def check_files(root: Path, missing: Sequence[str]) -> None:
         )
 
 
+def check_bounds(root: Path, info: Mapping[str, Any], bounds: np.ndarray) -> None:
+    """Raise DatasetError unless the episodes follow each other and have all frames. bounds: `(E, 2)` of each."""
+    starts, ends, frames = bounds[:, 0], bounds[:, 1], info["total_frames"]
+    if not (len(bounds) and starts[0] == 0 and (starts[1:] == ends[:-1]).all() and (starts < ends).all()):
+        raise DatasetError(
+            f"dataset {root} is inconsistent: the {len(bounds)} episodes of its meta/episodes do not follow each other "
+            "frame by frame. It was edited or copied in part; record or copy it again."
+        )
+    if ends[-1] != frames:
+        raise DatasetError(
+            f"dataset {root} is inconsistent: meta/episodes lists {ends[-1]} frames, its meta/info.json says {frames}. "
+            "Copy or record it again."
+        )
+
+
 def check_rows(
-    root: Path, info: Mapping[str, Any], bounds: np.ndarray, index: np.ndarray, episode_index: np.ndarray
+    root: Path, bounds: np.ndarray, stored: int, first: int, index: np.ndarray, episode_index: np.ndarray
 ) -> None:
-    """Raise DatasetError unless the rows are all frames, one after the other, and each episode has its own.
+    """Raise DatasetError unless rows are frames one after the other, and each episode has its own.
 
-    bounds: `(E, 2)` frames of every episode; index, episode_index: `(N,)`, as every row states them.
+    bounds: `(E, 2)` frames of every episode, as `check_bounds` wants them. stored: rows of all tables together.
+    index, episode_index: `(n,)`, as the rows state them that were read; they begin with frame `first`.
     """
-    rows, found = len(index), len(np.unique(episode_index))
-    frames, episodes = info["total_frames"], info.get("total_episodes", 0)
-    if rows != frames or found != episodes:
+    if stored != bounds[-1, 1]:
         raise DatasetError(
-            f"dataset {root} is inconsistent: its tables hold {rows} frames of {found} episodes, its meta/info.json "
-            f"says {frames} of {episodes}. Copy or record it again."
+            f"dataset {root} is inconsistent: its tables hold {stored} frames, its meta/info.json says "
+            f"{bounds[-1, 1]}. Copy or record it again."
         )
-    starts, ends = bounds[:, 0], bounds[:, 1]
-    whole = starts[0] == 0 and ends[-1] == rows and (starts[1:] == ends[:-1]).all() and (starts < ends).all()
-    ordered = whole and np.array_equal(index, np.arange(rows))
-    if not ordered or not np.array_equal(episode_index, np.repeat(np.arange(episodes), ends - starts)):
+    frames = np.arange(first, first + len(index))
+    episodes = np.searchsorted(bounds[:, 0], frames, side="right") - 1
+    wrong = np.asarray((index != frames) | (episode_index != episodes))
+    if wrong.any():
+        row = int(wrong.argmax())
         raise DatasetError(
-            f"dataset {root} is inconsistent: its {rows} rows are not the consecutive frames of its {episodes} "
-            "episodes. It was edited or copied in part; record or copy it again."
+            f"dataset {root} is inconsistent: row {first + row} of its tables should be frame {frames[row]} of episode "
+            f"{episodes[row]}, and says {index[row]} of {episode_index[row]}. Its {stored} rows are not the "
+            f"consecutive frames of its {len(bounds)} episodes. It was edited or copied in part; record or copy it "
+            "again."
         )
 
 
-def check_tasks(root: Path, tasks: int, task_index: np.ndarray) -> None:
-    """Raise DatasetError where a frame has an instruction that meta/tasks.parquet does not list."""
+def check_tasks(root: Path, tasks: int, first: int, task_index: np.ndarray) -> None:
+    """Raise DatasetError where a frame, from `first` on, has an instruction that meta/tasks.parquet does not list."""
     wrong = (task_index < 0) | (task_index >= tasks)
     if wrong.any():
-        frame = int(wrong.argmax())
+        row = int(wrong.argmax())
         raise DatasetError(
-            f"dataset {root} is inconsistent: frame {frame} has instruction number {task_index[frame]}, and "
+            f"dataset {root} is inconsistent: frame {first + row} has instruction number {task_index[row]}, and "
             f"meta/tasks.parquet lists {tasks}, numbered from 0. Copy or record it again."
         )

@@ -44,7 +44,7 @@ class FrameCache(MappedArray):
         image_size: (height, width) of the model's view. folder: where caches lie, `default_folder()` by default.
         limit_gib: what all caches of the folder may take; those used longest ago give way, see `mapped_room`.
         A source that was opened to tolerate missing videos keeps its other episodes; reading one of those that could
-        not be decoded raises EpisodeError.
+        not be decoded raises EpisodeError. One that was opened in part is opened as a whole to build its cache.
         Raises DatasetError when a video cannot be decoded; NoRoomError, one too, when the disk or the limit is full.
         """
         shape = (source.num_frames, len(source.cameras), 3, *image_size)
@@ -63,8 +63,11 @@ class FrameCache(MappedArray):
             limit=None if limit_gib is None else round(limit_gib * GIB),
             tolerant=source.tolerant,
         )
-        read = partial(_read, source, image_size)
-        return cls(ensure(wanted, lambda: Content(shape, source.bounds, read, progress)))
+
+        def content() -> Content:
+            return Content(shape, source.bounds, partial(_read, source.whole(), image_size), progress)
+
+        return cls(ensure(wanted, content))
 
 
 def _read(source: Source, size: tuple[int, int], episode: int) -> Iterator[np.ndarray]:

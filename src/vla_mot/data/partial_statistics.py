@@ -104,6 +104,7 @@ def count_dataset(
     source: Source, chunks: Chunks, episodes: Sequence[int] | None = None, progress: Progress | None = None
 ) -> Partial:
     """Count the given episodes of a dataset (all by default). Raises ConfigError when there is none."""
+    assert len(source.held) == source.num_frames, "statistics are counted over whole datasets"
     chosen = chosen_episodes(source, episodes)
     rows = _Rows(source, chunks, chosen)
     state = moments(rows.states())

@@ -42,7 +42,8 @@ class EpisodeError(DatasetError):
 class Pictures:
     """Decodes frames. Holds no open file, and pickles.
 
-    bounds: `(E, 2)` int64 frames of every episode; timestamp: `(N,)` float32 seconds in the episode.
+    bounds: `(E, 2)` int64 frames of every episode. timestamp: `(n,)` float32 seconds in the episode, of frame `first`
+    and those after it; other frames of a video are not decoded.
     videos: the files of the cameras stored as video; every other camera is a column of `tables`.
     decoder: as in `choose_decoder`; loaded when the first video is decoded.
     """
@@ -54,6 +55,7 @@ class Pictures:
     tables: Files
     videos: Mapping[str, Files]
     decoder: str = "auto"
+    first: int = 0
 
     def decoded_by(self, decoder: str) -> "Pictures":
         """The same pictures through another decoder. Raises ConfigError when it cannot be loaded."""
@@ -68,11 +70,13 @@ class Pictures:
         uint8. Raises EpisodeError naming episode, camera and file when one cannot be decoded, and IndexError for a
         frame that the dataset does not have.
         """
-        if len(frames) and not 0 <= int(frames[0]) <= int(frames[-1]) < len(self.timestamp):
-            raise IndexError(
-                f"frames {frames.tolist()} are not all among the {len(self.timestamp)} of {self.root}"
-            )
+        count = int(self.bounds[-1, 1])
+        if len(frames) and not 0 <= int(frames[0]) <= int(frames[-1]) < count:
+            raise IndexError(f"frames {frames.tolist()} are not all among the {count} of {self.root}")
         episodes = torch.searchsorted(self.bounds[:, 0].contiguous(), frames, right=True) - 1
+        held = range(self.first, self.first + len(self.timestamp))
+        if camera in self.videos and len(frames):
+            assert int(frames[0]) in held and int(frames[-1]) in held, f"only {held} of {self.root} are held"
         for run in _runs(frames.tolist(), episodes.tolist()):
             yield run, self._run(int(episodes[run.start]), frames[run], camera)
 
@@ -93,7 +97,7 @@ class Pictures:
     def _video_run(self, files: Files, episode: int, frames: Tensor) -> Tensor:
         assert files.start is not None, "videos have start times"
         begin = float(files.start[episode])
-        times = [begin + time for time in self.timestamp[frames].tolist()]
+        times = [begin + time for time in self.timestamp[frames - self.first].tolist()]
         path = self.root / files.path(episode)
         least = int(files.frames[episode] * _SAME_FILE)
         return decode_times(path, times, 0.25 / self.fps, choose_decoder(self.decoder), least)

@@ -2,11 +2,13 @@
 
 Opening is cheap, for hundreds are opened: it reads what is small (state, action, tasks) into memory, and nothing else.
 Pictures are decoded on demand, a run of frames at a time; no file stays open, nothing touches the network.
+A data worker opens only the frames that it draws: frames keep their numbers, and `Source.rows` says where they lie.
 
-Legend: `N` frames of the dataset, `E` episodes, `T`/`n` frames asked for, `S`/`D` real state and action dims.
+Legend: `N` frames of the dataset, `R` frames held (`N`, unless it was opened in part), `E` episodes, `T`/`n` frames
+asked for, `S`/`D` real state and action dims.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +23,15 @@ from vla_mot.data.content import remembered_digest
 from vla_mot.data.decoder import choose_decoder
 from vla_mot.data.layout import Layout, absent
 from vla_mot.data.pictures import Pictures
-from vla_mot.data.tables import Columns, read_columns, read_tasks
+from vla_mot.data.tables import Columns, read_part, read_tasks
 from vla_mot.errors import DatasetError
 from vla_mot.robots.embodiment import Embodiment, Field
 
 Missing = Literal["refuse", "report"]
 """What a missing video does: it refuses the dataset, or only its own episodes, and `Source.missing` lists it."""
+
+Keep = Callable[[Tensor], range]
+"""The frames to hold of a dataset with these `(E, 2)` bounds: at least one."""
 
 _EVERY_FRAME = ("index", "episode_index", "timestamp", "task_index")
 
@@ -37,8 +42,8 @@ class Source:
 
     root, embodiment: what was opened; an embodiment without a rate takes the dataset's. fps: frames per second.
     bounds: `(E, 2)` int64, first frame and one past the last of every episode.
-    state: `(N, S)`, action: `(N, D)` float32 in physical units. timestamp: `(N,)` float32, seconds in the episode.
-    tasks: every instruction; task_index: `(N,)` int32, the one of each frame.
+    state: `(R, S)`, action: `(R, D)` float32 in physical units. timestamp: `(R,)` float32, seconds in the episode.
+    tasks: every instruction; task_index: `(R,)` int32, the one of each frame. first: the first frame held.
     tolerant: opened with `missing="report"`; missing: the videos that are not there, relative to root.
     """
 
@@ -54,6 +59,7 @@ class Source:
     tolerant: bool
     missing: tuple[str, ...]
     pictures: Pictures = field(repr=False)
+    first: int = 0
 
     @classmethod
     def open(
@@ -64,10 +70,12 @@ class Source:
         *,
         missing: Missing = "refuse",
         decoder: str = "auto",
+        keep: Keep | None = None,
     ) -> Self:
         """Open a LeRobot v3 dataset folder.
 
-        repo_id: accepted and not needed. missing: see `Missing`. decoder: as in `choose_decoder`.
+        repo_id: accepted and not needed. missing: see `Missing`. decoder: as in `choose_decoder`. keep: which frames
+        are read and checked, all by default; everything else asserts that it was asked for those only.
         Raises DatasetError when the folder is missing, incomplete, corrupt, of another format, or does not fit the
         embodiment (cameras, state, action, fps), and ConfigError when the decoder asked for cannot be loaded.
         """
@@ -77,7 +85,7 @@ class Source:
         info = checks.read_info(root)
         checks.check_features(root, info, embodiment)
         try:
-            return cls._read(root, info, embodiment, missing, decoder)
+            return cls._read(root, info, embodiment, missing, decoder, keep)
         except DatasetError:
             raise
         except Exception as error:  # an edited info.json can name anything
@@ -87,20 +95,29 @@ class Source:
 
     @classmethod
     def _read(
-        cls, root: Path, info: Mapping[str, Any], embodiment: Embodiment, missing: Missing, decoder: str
+        cls,
+        root: Path,
+        info: Mapping[str, Any],
+        embodiment: Embodiment,
+        missing: Missing,
+        decoder: str,
+        keep: Keep | None,
     ) -> Self:
         layout = Layout.read(root, info)
         gone = absent(root, layout.stored())
         tables = set(layout.tables.paths())
         checks.check_files(root, [p for p in gone if missing == "refuse" or p in tables])
-        fields = (*embodiment.state, *embodiment.action)
-        columns = read_columns(
-            root, "data/*/*.parquet", [*_EVERY_FRAME, *dict.fromkeys(f.key for f in fields)]
-        )
-        checks.check_rows(root, info, layout.bounds, columns.pop("index"), columns.pop("episode_index"))
-        tasks = read_tasks(root)
-        checks.check_tasks(root, len(tasks), columns["task_index"])
+        checks.check_bounds(root, info, layout.bounds)
         bounds, fps = torch.from_numpy(layout.bounds), float(info["fps"])
+        held = keep(bounds) if keep else range(int(bounds[-1, 1]))
+        fields = dict.fromkeys(f.key for f in (*embodiment.state, *embodiment.action))
+        columns, stored = read_part(
+            root, "data/*/*.parquet", [*_EVERY_FRAME, *fields], held.start, held.stop if keep else None
+        )
+        index, episode_index = columns.pop("index"), columns.pop("episode_index")
+        checks.check_rows(root, layout.bounds, stored, held.start, index, episode_index)
+        tasks = read_tasks(root)
+        checks.check_tasks(root, len(tasks), held.start, columns["task_index"])
         timestamp = torch.from_numpy(columns["timestamp"].astype(np.float32))
         shown = {key: layout.videos[key] for _, key in embodiment.present_cameras if key in layout.videos}
         return cls(
@@ -108,14 +125,15 @@ class Source:
             embodiment=embodiment if embodiment.fps else replace(embodiment, fps=fps),
             fps=fps,
             bounds=bounds,
-            state=_vectors(root, columns, embodiment.state, len(timestamp)),
-            action=_vectors(root, columns, embodiment.action, len(timestamp)),
+            state=_vectors(root, columns, embodiment.state, held),
+            action=_vectors(root, columns, embodiment.action, held),
             timestamp=timestamp,
             tasks=tasks,
             task_index=torch.from_numpy(columns["task_index"].astype(np.int32)),
             tolerant=missing == "report",
             missing=tuple(gone),
-            pictures=Pictures(root, fps, bounds, timestamp, layout.tables, shown, decoder),
+            pictures=Pictures(root, fps, bounds, timestamp, layout.tables, shown, decoder, held.start),
+            first=held.start,
         )
 
     @cached_property
@@ -135,8 +153,27 @@ class Source:
 
     @property
     def num_frames(self) -> int:
-        """Frames in all episodes."""
-        return self.state.shape[0]
+        """Frames in all episodes, held or not."""
+        return int(self.bounds[-1, 1])
+
+    @property
+    def held(self) -> range:
+        """The frames whose rows are held."""
+        return range(self.first, self.first + len(self.timestamp))
+
+    def rows(self, frames: Tensor) -> Tensor:
+        """Where the rows of frames lie in `state`, `action`, `timestamp` and `task_index`: int64 of the same shape."""
+        held = self.held
+        inside = not frames.numel() or (held.start <= int(frames.min()) and int(frames.max()) < held.stop)
+        assert inside, f"only frames {held.start} to {held.stop - 1} of {self.root} are held"
+        return frames - self.first if self.first else frames
+
+    def whole(self) -> "Source":
+        """The dataset with all of its frames, opened again where only some are held. Raises as `open` does."""
+        if len(self.held) == self.num_frames:
+            return self
+        missing: Missing = "report" if self.tolerant else "refuse"
+        return Source.open(self.root, self.embodiment, missing=missing, decoder=self.pictures.decoder)
 
     @property
     def num_episodes(self) -> int:
@@ -155,7 +192,7 @@ class Source:
 
     def task(self, frame: int) -> str:
         """Return the instruction of a frame."""
-        return self.tasks[int(self.task_index[frame])]
+        return self.tasks[int(self.task_index[self.rows(torch.tensor(frame))])]
 
     def decode(self, episode: int, camera: str) -> Tensor:
         """Decode all pictures of one camera in one episode: `(T, 3, h, w)` uint8 at the recorded size.
@@ -179,11 +216,11 @@ class Source:
         return torch.cat([pictures for _, pictures in self.pictures.decode(wanted, camera)])[back]
 
 
-def _vectors(root: Path, columns: Columns, fields: tuple[Field, ...], rows: int) -> Tensor:
-    """Concatenated features, `(N, D)` float32. Raises DatasetError for another width than stated, or NaN."""
-    parts = [np.empty((rows, 0), np.float32)]
+def _vectors(root: Path, columns: Columns, fields: tuple[Field, ...], held: range) -> Tensor:
+    """Concatenated features, `(R, D)` float32. Raises DatasetError for another width than stated, or NaN."""
+    parts = [np.empty((len(held), 0), np.float32)]
     for item in fields:
-        values = columns[item.key].reshape(rows, -1)
+        values = columns[item.key].reshape(len(held), -1)
         if values.shape[1] != len(item.names):
             raise DatasetError(
                 f"feature {item.key!r} of {root} holds {values.shape[1]} numbers a frame, its meta/info.json says "
@@ -191,7 +228,7 @@ def _vectors(root: Path, columns: Columns, fields: tuple[Field, ...], rows: int)
             )
         values = values.astype(np.float32, copy=False)
         if not np.isfinite(values).all():
-            frame = int((~np.isfinite(values)).any(1).argmax())
+            frame = held[int((~np.isfinite(values)).any(1).argmax())]
             raise DatasetError(f"feature {item.key!r} of {root} is NaN or infinite at frame {frame}.")
         parts.append(values)
     return torch.from_numpy(np.concatenate(parts, axis=1))

@@ -26,15 +26,42 @@ def read_columns(root: Path, pattern: str, names: Sequence[str]) -> Columns:
     A column of numbers comes as `(N,)`, one of lists as `(N, W)`, or `(N,)` where W is 1; with the stored dtype.
     Raises DatasetError naming the file that cannot be read, lacks a column, or holds other things than numbers there.
     """
+    return read_part(root, pattern, names)[0]
+
+
+def read_part(
+    root: Path, pattern: str, names: Sequence[str], first: int = 0, last: int | None = None
+) -> tuple[Columns, int]:
+    """Read rows `first` … `last` - 1 (to the end if None) as `read_columns` does, and count the rows of all files.
+
+    Of a file without any of these rows only the footer is read, of others only the row groups that hold them.
+    """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    start = 0
     for path in sorted(root.glob(pattern)):
         with _reading(root, path), pq.ParquetFile(path) as file:
-            table = file.read(columns=list(names), use_threads=False)
-            for name in names:
-                parts[name].append(_values(table, name))
+            end = start + file.metadata.num_rows
+            rows = range(max(first, start) - start, min(end if last is None else last, end) - start)
+            if rows:
+                table, before = _read_groups(file, names, rows)
+                for name in names:
+                    parts[name].append(_values(table, name, slice(rows.start - before, rows.stop - before)))
+            start = end
     columns = {name: _joined(root, name, parts.pop(name)) for name in names}
     pa.default_memory_pool().release_unused()
-    return columns
+    return columns, start
+
+
+def _read_groups(file: pq.ParquetFile, names: Sequence[str], rows: range) -> tuple[Any, int]:
+    """The row groups that hold some of the rows, and how many rows of the file come before them."""
+    if len(rows) == file.metadata.num_rows:
+        return file.read(columns=list(names), use_threads=False), 0
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    ends = np.cumsum(sizes)
+    begin = int(np.searchsorted(ends, rows.start, "right"))
+    stop = int(np.searchsorted(ends, rows.stop - 1, "right")) + 1
+    table = file.read_row_groups(list(range(begin, stop)), columns=list(names), use_threads=False)
+    return table, int(ends[begin]) - sizes[begin]
 
 
 def read_tasks(root: Path) -> tuple[str, ...]:
@@ -79,8 +106,8 @@ def _reading(root: Path, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _values(table: Any, name: str) -> np.ndarray:
-    """A column as an array of its own: a view would keep everything alive that was read with it."""
+def _values(table: Any, name: str, rows: slice) -> np.ndarray:
+    """Rows of a column as an array of its own: a view would keep everything alive that was read with it."""
     column = table.column(name).combine_chunks()
     while hasattr(column, "flatten") and hasattr(column.type, "value_type"):
         column = column.flatten()
@@ -88,8 +115,8 @@ def _values(table: Any, name: str) -> np.ndarray:
         column = column.cast(pa.uint8())
     if column.null_count and pa.types.is_floating(column.type):
         column = column.fill_null(float("nan"))  # refused where it is used
-    values = np.from_dlpack(column).copy()  # arrow's own way to numpy imports pandas: 40 MiB in every worker
-    return values if len(values) == table.num_rows else values.reshape(table.num_rows, -1)
+    values = np.from_dlpack(column)  # arrow's own way to numpy imports pandas: 40 MiB in every worker
+    return (values if len(values) == table.num_rows else values.reshape(table.num_rows, -1))[rows].copy()
 
 
 def _joined(root: Path, name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
