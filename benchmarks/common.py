@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vla_mot.batch import Batch, Observation
-from vla_mot.commands.settings import model_config, section
+from vla_mot.commands.settings import section
+from vla_mot.commands.training_settings import model_config
 from vla_mot.conf_dir import conf_dir
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.model.config import ModelConfig

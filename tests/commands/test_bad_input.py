@@ -52,7 +52,7 @@ def test_a_dataset_of_an_older_format(vla_mot, training, tmp_path, dataset):
     info.write_text(json.dumps(json.loads(info.read_text()) | {"codebase_version": "v2.1"}))
     said = vla_mot(*training, f"data.root={old}", f"output={tmp_path / 'run'}")
     assert said.code == 2
-    assert "convert_dataset_v21_to_v30" in said.err
+    assert "vla-mot data convert" in said.err
 
 
 def test_a_dataset_of_another_robot(vla_mot, training, tmp_path, other_robot):

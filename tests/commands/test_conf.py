@@ -11,7 +11,8 @@ from tests.composed import composed
 from vla_mot.backbones import build_backbone
 from vla_mot.commands import simulators
 from vla_mot.commands.manual import COMMANDS
-from vla_mot.commands.settings import section, training_config
+from vla_mot.commands.settings import section
+from vla_mot.commands.training_settings import training_config
 from vla_mot.conf_dir import conf_dir
 from vla_mot.foresight import build_tokenizer
 from vla_mot.hub.spec import SamplerConfig

@@ -5,7 +5,8 @@ from typing import Literal
 import pytest
 
 from tests.composed import composed
-from vla_mot.commands.settings import section, training_config
+from vla_mot.commands.settings import section
+from vla_mot.commands.training_settings import training_config
 from vla_mot.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.composed import composed
 
-from vla_mot.commands.settings import training_config
+from vla_mot.commands.training_settings import training_config
 from vla_mot.hub.files import read_json
 from vla_mot.hub.released_architecture import infer_model
 from vla_mot.hub.released_names import ReleasedNames, is_constant

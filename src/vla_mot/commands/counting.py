@@ -1,7 +1,7 @@
 """The robots of a mixture with their statistics: read from a file, or counted on the training episodes."""
 
 from vla_mot.commands.console import progress
-from vla_mot.commands.settings import DataConfig
+from vla_mot.commands.training_settings import DataConfig
 from vla_mot.data.mixture import Mixture
 from vla_mot.data.mixture_statistics import mixture_statistics
 from vla_mot.data.partial_cache import default_folder

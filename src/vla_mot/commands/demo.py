@@ -16,15 +16,16 @@ from typing import Any
 from vla_mot.commands import arms, folders, foresight, record, report, runs, simulators, tables
 from vla_mot.commands.console import clock, console, show_library_log
 from vla_mot.commands.resume import differences
-from vla_mot.commands.settings import TrainingConfig, fit, section, training_config
+from vla_mot.commands.settings import section
 from vla_mot.commands.stages import Stage, Stages, peak_memory_mib
+from vla_mot.commands.training_settings import TrainingConfig, training_config
 from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.picture import draw_picture
 from vla_mot.evaluate.results import POLICY_HASH, Arm, Evaluation
 from vla_mot.hub.manifest import identity
 from vla_mot.infer.policy import Policy
-from vla_mot.options import at_least
+from vla_mot.options import at_least, fit
 
 _TRAINING_GROUPS = ("model", "backbone", "foresight", "embodiment", "data", "train", "sampler")
 _LEDE = (

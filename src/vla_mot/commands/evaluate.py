@@ -10,7 +10,7 @@ from vla_mot.commands import arms, folders, foresight, simulators, tables
 from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.devices import require_device
 from vla_mot.commands.repositories import locate
-from vla_mot.commands.settings import fit, section
+from vla_mot.commands.settings import section
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.evaluate.controllers import require_robot
 from vla_mot.evaluate.machine import describe_machine
@@ -19,7 +19,7 @@ from vla_mot.hub.describe import sampling
 from vla_mot.hub.manifest import identity
 from vla_mot.hub.remote import fetch, origin
 from vla_mot.infer.policy import Policy
-from vla_mot.options import at_least
+from vla_mot.options import at_least, fit
 from vla_mot.robots.robot import Robot
 
 

@@ -18,7 +18,9 @@ _POLICY = ("", "pretrained_model", "checkpoints/last/pretrained_model", "policy"
 
 
 def require_unused(folder: Path, hint: str = "") -> None:
-    """Raise ConfigError unless `folder` is absent or empty."""
+    """Raise ConfigError unless `folder` is absent or empty, and has a name that another one can stand in for."""
+    if not folder.name:
+        raise ConfigError(f"output={folder} has no name; give a folder of its own, for example output=outputs/new.")
     if folder.is_file():
         raise ConfigError(f"output {folder} is a file; a folder is needed.")
     if folder.is_dir() and (held := sorted(path.name for path in folder.iterdir())):

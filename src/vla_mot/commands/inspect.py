@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vla_mot.commands import folders, inspected
 from vla_mot.commands.console import console, show_library_log
-from vla_mot.commands.settings import model_config, section
+from vla_mot.commands.settings import section
+from vla_mot.commands.training_settings import model_config
 from vla_mot.data.inspection import Inspection, inspect_dataset
 from vla_mot.data.preview import ChunkTrace, Moment, look, trace
 from vla_mot.data.source import Source

@@ -18,7 +18,7 @@ from torch import Tensor
 from vla_mot.batch import Batch
 from vla_mot.commands.console import progress
 from vla_mot.commands.counting import robots_of
-from vla_mot.commands.settings import DataConfig, TrainingConfig
+from vla_mot.commands.training_settings import DataConfig, TrainingConfig
 from vla_mot.data.assignment import Assignment, assign_exact, assign_lpt
 from vla_mot.data.loader import Loader
 from vla_mot.data.mixture import Mixture, resolve_mixture

@@ -11,7 +11,8 @@ from rich.table import Table
 from vla_mot.commands import folders
 from vla_mot.commands.console import console
 from vla_mot.commands.mixing import assign
-from vla_mot.commands.settings import DataConfig, section
+from vla_mot.commands.settings import section
+from vla_mot.commands.training_settings import DataConfig
 from vla_mot.data.assignment import Assignment, shards_of
 from vla_mot.data.mixture import Entry, Mixture, resolve_mixture
 from vla_mot.errors import ConfigError

@@ -16,9 +16,10 @@ from vla_mot.commands import folders, mixing, training
 from vla_mot.commands.console import console, progress, show_library_log
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.resume import resumed_config
-from vla_mot.commands.settings import TrainingConfig, fit, training_config
+from vla_mot.commands.training_settings import TrainingConfig, training_config
 from vla_mot.errors import ConfigError, DataWorkerError
 from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.options import fit
 from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
 from vla_mot.train.loop import Trainer
 from vla_mot.version import __version__

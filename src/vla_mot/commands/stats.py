@@ -9,7 +9,8 @@ from rich.table import Table
 
 from vla_mot.commands import folders
 from vla_mot.commands.console import console, progress, show_library_log
-from vla_mot.commands.settings import DataConfig, section
+from vla_mot.commands.settings import section
+from vla_mot.commands.training_settings import DataConfig
 from vla_mot.data.mixture import Mixture, resolve_mixture
 from vla_mot.data.mixture_statistics import MixtureStatistics, mixture_statistics
 from vla_mot.data.partial_cache import default_folder

@@ -8,7 +8,7 @@ import torch
 
 from vla_mot.commands.console import console
 from vla_mot.commands.mixing import Data
-from vla_mot.commands.settings import StartConfig, TrainingConfig
+from vla_mot.commands.training_settings import StartConfig, TrainingConfig
 from vla_mot.errors import ConfigError
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.foresight_weights import load_tokenizer
