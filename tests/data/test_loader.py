@@ -12,7 +12,11 @@ import torch
 
 from tests.data.mixed import LENGTHS, ROBOTS, VIEW, WEIGHTS, Mixed, record
 from tests.data.test_stream import same
+from vla_mot.data.opened import OpenDatasets
+from vla_mot.data.recipe import SplitConfig
+from vla_mot.data.stream import SampleStream
 from vla_mot.errors import DatasetError, DataWorkerError
+from vla_mot.robots.augmentation import AugmentationConfig
 
 
 def prefetch_threads() -> list[threading.Thread]:
@@ -91,8 +95,6 @@ def test_any_number_of_ranks_and_workers_sees_the_same_stream(mixed, ranks, work
 
 
 def _worker(mixed, ranks, workers, rank, worker):
-    from vla_mot.data.stream import SampleStream
-
     return SampleStream(mixed.stream(rank=rank, world_size=ranks), worker, workers)
 
 
@@ -109,8 +111,6 @@ def test_workers_open_only_what_they_are_assigned(mixed):
 
 
 def replace_opener(stream, opened):
-    from vla_mot.data.opened import OpenDatasets
-
     def open_one(number):
         opened.append(number)
         return stream.config.recipe.open(number)
@@ -201,3 +201,19 @@ def test_a_dataset_without_its_tables_is_skipped_whole(broken):
     loader = broken.loader(skip_broken=1)
     assert len(take(loader, 0, 10)) == 10
     assert [fault.episode for fault in loader.faults] == [None]
+
+
+def test_augmentation_changes_training_pictures_alike_on_any_worker(mixed):
+    changes = AugmentationConfig(brightness=0.3, hue=0.1, crop=0.8)
+    recipe = replace(mixed.recipe, augmentation=changes, split=SplitConfig(0.4))
+    plain = replace(mixed.recipe, split=SplitConfig(0.4))
+    one = take(mixed.loader(recipe=recipe), 0, 3)
+    for step, batch in enumerate(one):
+        parts = [SampleStream(mixed.stream(recipe=recipe), worker, 4).part(step).batch for worker in range(4)]
+        assert torch.equal(batch.observation.images, torch.cat([part.observation.images for part in parts]))
+        assert torch.equal(batch.future, torch.cat([part.future for part in parts]))
+    untouched = take(mixed.loader(recipe=plain), 0, 3)
+    assert not torch.equal(one[0].observation.images, untouched[0].observation.images)
+    assert torch.equal(one[0].actions, untouched[0].actions)
+    held_out = [each.open(0).validation.__getitems__([0, 3]).images for each in (recipe, plain)]
+    assert torch.equal(*held_out), "what validates stays as it was recorded"
