@@ -77,6 +77,10 @@ def config(goldens: Path, kind: str) -> dict:
         "max_action_dim": 32,
         "image_resolution": [224, 224],
         "num_inference_steps": 10,
+        "qwen3_vl_variant": "qwen3_vl_28l",
+        "action_expert_variant": "qwen3_28l",
+        "internvl_variant": "internvl_24l",
+        "qwen2_variant": "qwen2_24l",
     }
 
 

@@ -21,6 +21,7 @@ from vla_mot.model.model import VlaMotModel
 
 ARCHITECTURES = Path(__file__).parents[1] / "goldens"
 KINDS = ["a1_3b_tiny", "a1_2b_tiny"]
+NORMS = ("input_layernorm", "post_attention_layernorm", "language_model.norm")
 UND = "model.qwen3_vl_with_expert.und_expert."
 
 
@@ -100,7 +101,7 @@ def test_mixed_dtypes_survive(copy, kind, tmp_path):
     """As a real checkpoint has them: bfloat16 but for some norms, and the autoencoder in bfloat16."""
     weights = load_file(copy / "model.safetensors")
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and "layernorm" not in name and "language_model.norm" not in name:
+        if tensor.is_floating_point() and not any(part in name for part in NORMS):
             weights[name] = tensor.bfloat16()
     save_file(weights, copy / "model.safetensors")
     found = opened(copy, kind)
@@ -137,16 +138,16 @@ def test_the_action_mode_is_read_where_it_is_written(copy, kind):
 
 def test_a_policy_of_several_robots_acts_once_one_was_chosen(copy, kind, tmp_path):
     told = {"Franka": statistics()["Franka"]}
-    told["aloha"] = {"action": numbers(14), "observation.state": numbers(14)}
+    told["panda"] = {"action": numbers(7), "observation.state": numbers(8)}
     (copy / "stats.json").write_text(json.dumps(told))
     found = open_checkpoint(copy, architecture=architecture(kind), action_mode="abs")
-    assert [str(robot) for robot in found.spec.robots] == ["franka/abs", "aloha/abs"]
+    assert [str(robot) for robot in found.spec.robots] == ["franka/abs", "panda/abs"]
     policy = Policy.from_pretrained(copy, architecture=architecture(kind), action_mode="abs")
-    with pytest.raises(ConfigError, match="fits 2 robots of the policy: franka/abs, aloha/abs"):
+    with pytest.raises(ConfigError, match="fits 2 robots of the policy: franka/abs, panda/abs"):
         _ = policy.robot
     assert policy.for_robot("Franka").robot.embodiment.name == "franka"
-    chosen = Policy.from_pretrained(copy, architecture=architecture(kind), embodiment="aloha")
-    assert str(chosen.robot) == "aloha/delta"
+    chosen = Policy.from_pretrained(copy, architecture=architecture(kind), embodiment="panda")
+    assert str(chosen.robot) == "panda/delta"
     with pytest.raises(ConfigError, match="no robot with embodiment 'toaster'"):
         Policy.from_pretrained(copy, architecture=architecture(kind), embodiment="toaster")
 

@@ -5,22 +5,24 @@
     stats.json          robot → feature → min, max, mean, std, count
     train_config.json   the run's own options, if it is there
 
-What that layout holds and ours does not (its configuration, its statistics word for word, constants that it stores
-as tensors) travels along as `ReleasedFiles`, so that a converted checkpoint can be converted back.
+What that layout holds and ours does not (its JSON files word for word, constants that it stores as tensors) travels
+along as `ReleasedFiles`, so that a converted checkpoint can be converted back.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vla_mot.errors import CheckpointError, ConfigError
-from vla_mot.hub.files import read_json, write_json
 from vla_mot.hub.released_architecture import infer_model
-from vla_mot.hub.released_names import ReleasedNames, is_constant
-from vla_mot.hub.spec import PolicySpec, ReleasedFiles, SamplerConfig
+from vla_mot.hub.released_constants import read_constants
+from vla_mot.hub.released_files import CONFIG_FILE, ReleasedFiles
+from vla_mot.hub.released_names import ReleasedNames
+from vla_mot.hub.spec import PolicySpec, SamplerConfig, require_fit
 from vla_mot.hub.tensors import WEIGHTS_FILE, Weights, write_tensors
 from vla_mot.model.config import ModelConfig
 from vla_mot.robots.actions import ABSOLUTE, DELTA
@@ -31,7 +33,6 @@ from vla_mot.robots.statistics_file import lacking, released_statistics
 log = logging.getLogger(__name__)
 
 TYPES = ("qwena1", "interna1")
-CONFIG_FILE, STATISTICS_FILE, TRAINING_FILE = "config.json", "stats.json", "train_config.json"
 _NEEDED = (
     "chunk_size", "n_action_steps", "num_inference_steps", "max_state_dim", "max_action_dim", "image_resolution",
     "tokenizer_max_length", "scale_factor", "min_period", "max_period", "time_sampling_beta_alpha",
@@ -40,16 +41,22 @@ _NEEDED = (
 
 
 def read_released(
-    folder: Path, weights: Weights, architecture: Mapping[str, Any], action_mode: str | None
+    folder: Path,
+    weights: Weights,
+    architecture: Mapping[str, Any],
+    action_mode: str | None,
+    embodiments: Sequence[Path] = (),
 ) -> PolicySpec:
     """The spec of a checkpoint in the authors' layout.
 
     architecture: options of `ModelConfig` that override what the shapes say, and complete it.
-    action_mode: of its statistics, which the layout does not record; by default what `train_config.json` says, else
-        `delta`, and a line in the log says so.
+    action_mode: of its statistics, which `stats.json` does not record; by default what `train_config.json` says, else
+        `delta`, and a line in the log says so. What is stated here is kept, as that file would say it.
+    embodiments: a user's own YAML files of robots; see `robots.catalog`.
     Raises CheckpointError when something is missing or does not fit.
     """
-    config = read_json(folder / CONFIG_FILE)
+    files = ReleasedFiles.read(folder, weights.metadata(), {})
+    config, numbers = files.config, files.statistics
     missing = [key for key in _NEEDED if key not in config]
     if missing:
         raise CheckpointError(
@@ -60,16 +67,19 @@ def read_released(
             f"{folder / CONFIG_FILE} draws noise levels from Beta(α, {config['time_sampling_beta_beta']}); "
             "only Beta(α, 1) is known here."
         )
-    numbers = read_json(folder / STATISTICS_FILE) if (folder / STATISTICS_FILE).is_file() else None
     try:
         model = ModelConfig.from_dict(infer_model(config, weights.infos, str(weights.source), architecture))
-        mode = action_mode or (_recorded_mode(folder) if numbers else DELTA)
-        return PolicySpec(
+        if action_mode is not None:
+            files = replace(files, training=files.with_action_mode(action_mode))
+        spec = PolicySpec(
             model=model,
-            robots=tuple(_robots(numbers or {}, mode, model.chunk_size)),
+            robots=(),
             sampler=SamplerConfig(config["num_inference_steps"], config["n_action_steps"]),
             dtype="mixed",
-            released=ReleasedFiles(config, numbers, weights.metadata(), _constants(weights)),
+            released=replace(files, constants=read_constants(weights, config)),
+        )
+        return (
+            replace(spec, robots=tuple(_robots(spec, _mode(files, folder), embodiments))) if numbers else spec
         )
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
@@ -84,6 +94,7 @@ def read_released(
 def save_released(folder: Path, spec: PolicySpec, weights: Mapping[str, Tensor]) -> None:
     """Write a checkpoint in the authors' layout. weights: our names.
 
+    Its files are those that it came with, but for what the spec says otherwise: sampler, dtype, action mode.
     Raises ConfigError for a policy that was not read from that layout, or that has a weight without a place in it.
     """
     files = spec.released
@@ -97,49 +108,69 @@ def save_released(folder: Path, spec: PolicySpec, weights: Mapping[str, Tensor])
     if homeless:
         raise ConfigError(f"the authors' layout has no place for {', '.join(sorted(homeless)[:6])}.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG_FILE, files.config)
-    if files.statistics is not None:
-        write_json(folder / STATISTICS_FILE, files.statistics)
+    _as_told(spec, files).write(folder)
     renamed = {str(theirs[ours]): tensor for ours, tensor in weights.items()}
     write_tensors(folder / WEIGHTS_FILE, renamed | dict(files.constants), files.metadata)
 
 
-def _constants(weights: Weights) -> dict[str, Tensor]:
-    return dict(weights.stream([name for name in weights.infos if is_constant(name)]))
-
-
-def _recorded_mode(folder: Path) -> str:
-    if (folder / TRAINING_FILE).is_file():
-        said = _find(read_json(folder / TRAINING_FILE), "action_mode")
-        if said in (ABSOLUTE, DELTA):
-            return str(said)
+def _mode(files: ReleasedFiles, folder: Path) -> str:
+    """The action mode that is recorded, or the one that is assumed."""
+    if (recorded := files.action_mode) is not None:
+        return recorded
     log.warning(
         "%s does not say its action mode: taken as %s; action_mode=%s says otherwise", folder, DELTA, ABSOLUTE
     )
     return DELTA
 
 
-def _find(tree: Any, key: str) -> Any:
-    """The first value under `key`, however deep."""
-    if isinstance(tree, Mapping):
-        if key in tree:
-            return tree[key]
-        return next((found for value in tree.values() if (found := _find(value, key)) is not None), None)
-    return None
+def _as_told(spec: PolicySpec, files: ReleasedFiles) -> ReleasedFiles:
+    """The authors' files, with what the spec says otherwise."""
+    told: dict[str, Any] = {
+        "num_inference_steps": spec.sampler.num_steps,
+        "n_action_steps": spec.sampler.n_action_steps,
+    }
+    if spec.dtype != "mixed":
+        told["dtype"] = spec.dtype
+    files = replace(files, config={**files.config, **told})
+    modes = {robot.action_mode for robot in spec.robots}
+    if len(modes) > 1:
+        raise ConfigError(
+            "the authors' layout holds robots of one action mode, the policy has abs and delta."
+        )
+    assumed = files.action_mode or DELTA
+    for mode in modes - {assumed}:
+        files = replace(files, training=files.with_action_mode(mode))
+    return files
 
 
-def _robots(numbers: Mapping[str, Any], action_mode: str, chunk_size: int) -> Iterable[Robot]:
-    """The robots whose embodiment is known; each of the others is named in the log."""
-    seen: set[str] = set()
-    for name, features in numbers.items():
-        embodiment = find_embodiment(name)
-        if embodiment is None or embodiment.name in seen:
+def _robots(spec: PolicySpec, action_mode: str, extra: Sequence[Path]) -> Iterable[Robot]:
+    """The robots whose embodiment is known and fits the model; each of the others is named in the log."""
+    seen: dict[str, str] = {}
+    assert spec.released is not None, "a spec that was read from the authors' layout"
+    for name, features in (spec.released.statistics or {}).items():
+        embodiment = find_embodiment(name, extra)
+        if embodiment is None:
             log.warning(
-                "statistics of %r are kept, but no embodiment of that name is known (conf/embodiment/)", name
+                "statistics of %r are kept, but no embodiment of that name is known: describe the robot in a YAML "
+                "file like those of conf/embodiment/, and open with embodiments=[file]",
+                name,
             )
-            continue
-        if absent := lacking(embodiment, features):
+        elif embodiment.name in seen:
+            log.warning(
+                "statistics of %r are kept, but %r means the same robot %r, and its statistics are used",
+                name,
+                seen[embodiment.name],
+                embodiment.name,
+            )
+        elif absent := lacking(embodiment, features):
             log.warning("statistics of %r are kept, but lack %s", name, ", ".join(absent))
-            continue
-        seen.add(embodiment.name)
-        yield Robot(embodiment, released_statistics(embodiment, features, action_mode, chunk_size))
+        else:
+            numbers = released_statistics(embodiment, features, action_mode, spec.model.chunk_size)
+            robot = Robot(embodiment, numbers)
+            try:
+                require_fit(robot, spec.model)
+            except ConfigError as error:
+                log.warning("statistics of %r are kept, but the model cannot drive it: %s", name, error)
+                continue
+            seen[embodiment.name] = name
+            yield robot

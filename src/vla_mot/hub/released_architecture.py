@@ -4,6 +4,7 @@ Widths, depths and counts follow from the tensors. Head counts, position axes an
 published sizes are known, and any other size must say them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from vla_mot.hub.tensors import TensorInfo
 _QWEN_MIN_PIXELS, _QWEN_MAX_PIXELS = 65_536, 16_777_216
 _TOKENIZER_SIZE = [256, 256]  # every view is resized to it before the autoencoder
 _NUM_VIEWS, _OFFSET_FRAMES = 3, 15
+# Keys of their config.json that name the understanding expert, and the two others; each ends in its depth, `_28l`.
+_VARIANTS = {
+    "qwena1": ("qwen3_vl_variant", "action_expert_variant"),
+    "interna1": ("internvl_variant", "qwen2_variant"),
+}
 _QWEN, _INTERN = "model.qwen3_vl_with_expert.", "model.internvl_with_expert."
 
 
@@ -46,12 +52,25 @@ class Shapes:
             )
         return self._infos[name].shape
 
-    def count(self, template: str) -> int:
-        """How many of `template` with {} = 0, 1, … there are."""
-        number = 0
-        while template.format(number) in self._infos:
-            number += 1
-        return number
+    def count(self, template: str, least: int = 1) -> int:
+        """One more than the highest number that stands for {} in any tensor's name, so that a lost one is missed.
+
+        Raises CheckpointError for fewer than `least`, or for a number that so few tensors cannot reach.
+        """
+        start, end = template.split("{}")
+        pattern = re.compile(rf"{re.escape(start)}(\d+){re.escape(end)}")
+        numbers = {int(match[1]) for name in self._infos if (match := pattern.match(name))}
+        if not numbers and not least:
+            return 0
+        if not numbers:
+            raise CheckpointError(
+                f"{self._source} holds no {template.format(0)}…; it is no complete checkpoint of that layout."
+            )
+        if max(numbers) > len(self._infos):
+            raise CheckpointError(
+                f"{self._source} numbers {template.format(max(numbers))}…, but holds {len(self._infos)} tensors in all."
+            )
+        return max(numbers) + 1
 
     def dtype(self, name: str) -> str:
         """The stored dtype, e.g. `bfloat16`."""
@@ -95,6 +114,7 @@ def infer_model(
             "scale": config["time_sampling_scale"],
         },
     }
+    _require_depth(config, shapes, stack, source)
     _require_given(needed, given, source)
     merged = _merged(inferred, given)
     if "view_size" not in given and "image_size" in (given.get("backbone") or {}):
@@ -115,12 +135,12 @@ def _qwen(shapes: Shapes, config: Mapping[str, Any]) -> tuple[dict[str, Any], Se
     rows, cols = config["image_resolution"]
     cell = patch * merge
     size = smart_resize(rows, cols, cell, min_pixels=_QWEN_MIN_PIXELS, max_pixels=_QWEN_MAX_PIXELS)
-    deepstack = shapes.count(f"{visual}deepstack_merger_list.{{}}.norm.weight")
+    deepstack = shapes.count(f"{visual}deepstack_merger_list.{{}}.", least=0)
     backbone = {
         "type": "qwen3_vl",
         "hidden_size": hidden,
         "intermediate_size": shapes(f"{layer}mlp.gate_proj.weight")[0],
-        "num_layers": shapes.count(f"{und}model.language_model.layers.{{}}.input_layernorm.weight"),
+        "num_layers": shapes.count(f"{und}model.language_model.layers.{{}}."),
         "num_heads": shapes(f"{layer}self_attn.q_proj.weight")[0] // head_dim,
         "num_kv_heads": shapes(f"{layer}self_attn.k_proj.weight")[0] // head_dim,
         "head_dim": head_dim,
@@ -128,7 +148,7 @@ def _qwen(shapes: Shapes, config: Mapping[str, Any]) -> tuple[dict[str, Any], Se
         "image_size": list(size),
         "text_length": config["tokenizer_max_length"],
         "vision": {
-            "depth": shapes.count(f"{visual}blocks.{{}}.norm1.weight"),
+            "depth": shapes.count(f"{visual}blocks.{{}}."),
             "hidden_size": width,
             "intermediate_size": shapes(f"{visual}blocks.0.mlp.linear_fc1.weight")[0],
             "patch_size": patch,
@@ -158,7 +178,7 @@ def _intern(shapes: Shapes, config: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "type": "internvl3",
         "hidden_size": hidden,
         "intermediate_size": shapes(f"{layer}mlp.gate_proj.weight")[0],
-        "num_layers": shapes.count(f"{und}model.language_model.layers.{{}}.input_layernorm.weight"),
+        "num_layers": shapes.count(f"{und}model.language_model.layers.{{}}."),
         "vocab_size": vocab,
         "image_size": [side, side],
         "text_length": config["tokenizer_max_length"],
@@ -168,7 +188,7 @@ def _intern(shapes: Shapes, config: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "image_start_token_id": None,
         "image_end_token_id": None,
         "vision": {
-            "depth": shapes.count(f"{tower}encoder.layer.{{}}.lambda_1"),
+            "depth": shapes.count(f"{tower}encoder.layer.{{}}."),
             "hidden_size": width,
             "intermediate_size": shapes(f"{tower}encoder.layer.0.mlp.fc1.weight")[0],
             "patch_size": patch,
@@ -193,7 +213,7 @@ def _expert(shapes: Shapes, layer: str) -> dict[str, int]:
 def _autoencoder(shapes: Shapes, prefix: str) -> dict[str, Any]:
     encoder = f"{prefix}._enc_model.encoder."
     channels = shapes(f"{encoder}conv_in.weight")[0]
-    levels = shapes.count(f"{encoder}down.{{}}.block.0.conv1.weight")
+    levels = shapes.count(f"{encoder}down.{{}}.")
     widths = [shapes(f"{encoder}down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
     latent = shapes(f"{prefix}._enc_model.quant_conv.weight")[0]
     return {
@@ -201,10 +221,29 @@ def _autoencoder(shapes: Shapes, prefix: str) -> dict[str, Any]:
         "image_size": _TOKENIZER_SIZE,
         "channels": channels,
         "channel_multipliers": [width // channels for width in widths],
-        "blocks_per_level": shapes.count(f"{encoder}down.0.block.{{}}.conv1.weight"),
+        "blocks_per_level": shapes.count(f"{encoder}down.0.block.{{}}."),
         "latent_channels": latent,
         "dtype": shapes.dtype(f"{encoder}conv_in.weight"),
     }
+
+
+def _require_depth(config: Mapping[str, Any], shapes: Shapes, stack: str, source: str) -> None:
+    """Raise CheckpointError when the weights end before, or after, the layers that the configuration names."""
+    qwen = config["type"] == "qwena1"
+    inner = "" if qwen else "model."
+    understanding, others = _VARIANTS[config["type"]]
+    for part, key in (
+        ("und_expert.model.language_model.", understanding),
+        (f"gen_expert.{inner}", others),
+        (f"act_expert.{inner}", others),
+    ):
+        told = re.search(r"_(\d+)l$", str(config.get(key, "")))
+        held = shapes.count(f"{stack}{part}layers.{{}}.")
+        if told and int(told[1]) != held:
+            raise CheckpointError(
+                f"{source} holds {held} layers of {stack}{part.split('.')[0]}, but config.json says "
+                f"{key}={config[key]!r}; layers are missing, or too many."
+            )
 
 
 def _require_given(needed: Sequence[str], given: Mapping[str, Any], source: str) -> None:
@@ -212,7 +251,8 @@ def _require_given(needed: Sequence[str], given: Mapping[str, Any], source: str)
     if open_questions:
         raise CheckpointError(
             f"{source} is of none of the published sizes, and its shapes do not tell {', '.join(open_questions)}. "
-            "State them: architecture=<file.yaml> in commands, architecture={…} in Python."
+            "State them in a YAML file: `vla-mot convert checkpoint=… architecture=<file.yaml> output=<folder>` writes "
+            "a checkpoint that states its own (info and verify take architecture=… too; in Python architecture={…})."
         )
 
 

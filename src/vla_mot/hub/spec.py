@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
-
 from vla_mot.errors import ConfigError
+from vla_mot.hub.released_files import ReleasedFiles
 from vla_mot.model.config import ModelConfig
 from vla_mot.options import at_least, fit
 from vla_mot.robots.embodiment import Embodiment
@@ -37,20 +36,6 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
-class ReleasedFiles:
-    """What a checkpoint in the authors' layout holds beside weights that ours knows; see `vla_mot.hub.released`.
-
-    config, statistics: their `config.json` and `stats.json`, word for word. metadata: of the safetensors header.
-    constants: tensors that they store and our code computes.
-    """
-
-    config: Mapping[str, Any]
-    statistics: Mapping[str, Any] | None
-    metadata: Mapping[str, str]
-    constants: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
 class PolicySpec:
     """Everything about a policy but its weights.
 
@@ -73,7 +58,7 @@ class PolicySpec:
                 f"got {self.sampler.n_action_steps}; see conf/sampler/."
             )
         for robot in self.robots:
-            _require_fit(robot, self.model)
+            require_fit(robot, self.model)
         names = [str(robot) for robot in self.robots]
         if len(set(names)) < len(names):
             raise ConfigError(f"a robot is listed twice: {', '.join(sorted(names))}.")
@@ -144,11 +129,20 @@ class PolicySpec:
         )
 
 
-def _require_fit(robot: Robot, model: ModelConfig) -> None:
+def require_fit(robot: Robot, model: ModelConfig) -> None:
     """Raise ConfigError unless a model of this architecture can drive the robot."""
     robot.statistics.require(
         embodiment=robot.embodiment.name, action_mode=robot.action_mode, chunk_size=model.chunk_size
     )
+    for what, width, room in (
+        ("state", robot.embodiment.state_dim, model.max_state_dim),
+        ("action", robot.embodiment.action_dim, model.max_action_dim),
+    ):
+        if width > room:
+            raise ConfigError(
+                f"the {what} of embodiment {robot.embodiment.name!r} has {width} dimensions, the model room for {room} "
+                f"(model.max_{what}_dim); only a new model can be given more, in conf/model/."
+            )
     slots = len(robot.embodiment.cameras)
     if slots > model.num_views:
         raise ConfigError(
