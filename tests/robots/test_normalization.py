@@ -136,3 +136,15 @@ def test_padding_adds_zeros_and_refuses_too_wide():
     assert pad_last(torch.ones(2, 3), 5, "state").tolist() == [[1, 1, 1, 0, 0]] * 2
     with pytest.raises(ConfigError, match="action has 6 dimensions, the model takes at most 5"):
         pad_last(torch.ones(6), 5, "action")
+
+
+@pytest.mark.parametrize(
+    ("mode", "meant"), [("Delta", "delta"), ("absolute", "abs"), ("relative", None), ("", None)]
+)
+def test_an_unknown_action_mode_is_refused(mode, meant):
+    """Whatever is not `delta` would act as absolute."""
+    told = statistics().to_dict() | {"action_mode": mode}
+    with pytest.raises(ConfigError) as caught:
+        Statistics.from_dict(told)
+    assert f"unknown action mode {mode!r}." in str(caught.value)
+    assert (f"Did you mean '{meant}'?" in str(caught.value)) == (meant is not None)

@@ -8,8 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vla_mot.errors import ConfigError, unknown_name
+
 ABSOLUTE = "abs"
 DELTA = "delta"
+
+
+def require_action_mode(name: str) -> None:
+    """Raise ConfigError, with the nearest known one, unless `name` is an action mode."""
+    if name not in (ABSOLUTE, DELTA):
+        raise ConfigError(unknown_name("action mode", name, (ABSOLUTE, DELTA)))
 
 
 def _offset(state: Tensor, delta_mask: Sequence[bool]) -> Tensor:

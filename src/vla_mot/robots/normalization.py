@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vla_mot.errors import ConfigError
 from vla_mot.options import section
+from vla_mot.robots.actions import require_action_mode
 from vla_mot.robots.moments import Moments, moments
 
 EPS = 1e-6
@@ -122,6 +123,7 @@ class Statistics:
     embodiment: its name. action_mode: `delta` or `abs`. chunk_size: steps of the windows that were counted;
     delta statistics depend on it. Training or running with another embodiment, mode or chunk length is refused.
     computed_on: the datasets, where that is known.
+    Raises ConfigError for another action mode: taken as absolute in silence, it would move a robot elsewhere.
     """
 
     embodiment: str
@@ -130,6 +132,9 @@ class Statistics:
     state: FeatureStatistics
     action: FeatureStatistics
     computed_on: Origin | None = None
+
+    def __post_init__(self) -> None:
+        require_action_mode(self.action_mode)
 
     def require(self, *, embodiment: str, action_mode: str, chunk_size: int) -> None:
         """Raise ConfigError unless these statistics were computed for exactly this use."""
