@@ -124,15 +124,15 @@ def load_weights(
     rename: name in the file → name in the model, or None for a tensor that is to be left out.
     stored: name in the model → dtype that the file must hold; by default the model's own. Tensors become the model's
         dtype.
-    as_stored: instead, tensors of the meta device keep whatever floating dtype the file holds.
+    as_stored: tensors of the meta device keep the file's floating dtype, whichever it is where `stored` does not say.
     names: load these tensors of the model; by default all.
     Raises CheckpointError naming every tensor that is missing, unexpected, or of another shape or dtype.
     """
     model_has = model.state_dict()
     expected = model_has if names is None else {name: model_has[name] for name in names}
     target = {source: ours for source in weights.infos if (ours := rename(source)) is not None}
-    dtypes = {name: tensor.dtype for name, tensor in expected.items()} | dict(stored or {})
-    _require_fit(weights, expected, target, {} if as_stored else dtypes)
+    dtypes = {} if as_stored else {name: tensor.dtype for name, tensor in expected.items()}
+    _require_fit(weights, expected, target, dtypes | dict(stored or {}))
     made: dict[str, Tensor] = {}
     for source, tensor in weights.stream(list(target)):
         old = expected[target[source]]
@@ -152,7 +152,7 @@ def _require_fit(
     target: Mapping[str, str],
     dtypes: Mapping[str, torch.dtype],
 ) -> None:
-    """Raise CheckpointError for whatever does not fit; without `dtypes`, any floating dtype does."""
+    """Raise CheckpointError for whatever does not fit; where `dtypes` does not say, any floating dtype does."""
     sources: dict[str, str] = {}
     problems = []
     for source, ours in target.items():

@@ -10,6 +10,7 @@ camera's own pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from vla_mot.batch import ActionChunk, Observation
 from vla_mot.errors import ConfigError
 from vla_mot.hub.card import model_card
 from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.hub.dtypes import dtype_name
 from vla_mot.hub.manifest import versions
 from vla_mot.hub.native import save_policy
 from vla_mot.hub.publish import card_facts
@@ -63,13 +65,16 @@ class Policy:
         """Open a checkpoint: a folder or a Hub repository, in our layout or in that of the released policies.
 
         embodiment, action_mode: the robot to drive, where the checkpoint knows several.
-        device: where the weights go, one by one. dtype: of the weights in memory; by default as they are stored.
+        device: where the weights go, one by one. dtype: float32 or bfloat16 for the weights in memory, and for what is
+            saved later; by default as they are stored.
         revision, token: of the Hub. overrides: see `hub.checkpoint.open_checkpoint`.
-        Raises CheckpointError when anything is missing, damaged or does not fit, ConfigError for an unknown robot.
+        Raises CheckpointError when anything is missing, damaged or does not fit, ConfigError for an unknown robot,
+        action mode or dtype.
         """
         found = open_checkpoint(name, revision=revision, token=token, action_mode=action_mode, **overrides)
         robot = _named_robot(found.spec, embodiment, action_mode)
-        return cls(found.load(device=device, dtype=dtype), found.spec, robot)
+        spec = found.spec if dtype is None else replace(found.spec, dtype=dtype_name(dtype))
+        return cls(found.load(device=device, dtype=dtype), spec, robot)
 
     def for_robot(self, embodiment: str | None = None, action_mode: str | None = None) -> "Policy":
         """The same model on another of its robots. Raises ConfigError unless exactly one fits."""

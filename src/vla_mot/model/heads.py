@@ -45,7 +45,7 @@ class GenerationHead(nn.Module):
         """Expert outputs `(B, V·T·r·c, D)` → predicted latents `(B, V, C, h, w)` float32, all in one pass."""
         rows, cols = self.grid
         mean = reduce(outputs, "b (v t r c) d -> b v d r c", "mean", t=2, r=rows, c=cols)
-        grown = self.upsample(mean.flatten(0, 1))
+        grown = self.upsample(mean.flatten(0, 1).to(self.upsample.weight.dtype))
         latents = self.out_proj(self.norm(grown.movedim(1, -1))).movedim(-1, 1)
         return latents.float().unflatten(0, mean.shape[:2])
 
@@ -76,4 +76,4 @@ class ActionHead(nn.Module):
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Expert outputs `(…, D)` → velocities `(…, A)` float32."""
-        return self.out_proj(outputs).float()
+        return self.out_proj(outputs.to(self.out_proj.weight.dtype)).float()

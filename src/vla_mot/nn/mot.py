@@ -114,6 +114,11 @@ class JointTransformer(nn.Module):
         self.norms = nn.ModuleDict(norms)
         self.gradient_checkpointing = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the projections, and so of what runs through the stack; the heads' may be wider."""
+        return next(p.dtype for p in self.parameters() if p.dim() > 1)
+
     def forward(
         self,
         hidden: Mapping[str, Tensor],
@@ -134,6 +139,7 @@ class JointTransformer(nn.Module):
         """
         wanted = tuple(name for name in hidden if name in outputs)
         keys, values, last = [], [], len(self.layers) - 1
+        hidden = {name: x.to(self.dtype) for name, x in hidden.items()}
         for i, layer in enumerate(self.layers):
             past = None if kv_cache is None else (kv_cache.keys[i], kv_cache.values[i])
             needed = wanted if i == last else tuple(hidden)
