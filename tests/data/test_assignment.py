@@ -13,6 +13,7 @@ from vla_mot.data.assignment import (
     Piece,
     assign_exact,
     assign_lpt,
+    hull,
     position_shards,
     rows,
     shards_of,
@@ -169,6 +170,20 @@ def test_pieces_share_no_row_and_leave_none_out(frames):
 def test_a_piece_thinner_than_a_frame_gets_one():
     assert rows(Piece(0, 0.51, 0.52, 1), 10) == range(5, 6)
     assert rows(Piece(0, 0.99, 1.0, 1), 10) == range(9, 10)
+
+
+def test_the_hull_of_pieces_has_the_rows_of_each():
+    pieces = [Piece(0, 0.0, 0.5, 1.0), Piece(0, 0.5, 0.5001, 1.0)]
+    assert hull(pieces, 10) == range(0, 6)  # the thin one has a row of its own behind the other's
+    assert hull(pieces[1:], 10) == range(5, 6)
+    assert hull([Piece(0, 0.9, 1.0, 1.0), Piece(0, 0.1, 0.2, 1.0)], 10) == range(1, 10)
+
+
+def test_the_pieces_of_shards_come_by_dataset(exact):
+    found = exact.pieces_of(range(3, 9))
+    assert tuple(sorted(found)) == exact.datasets_of(range(3, 9))
+    assert all(piece.dataset == dataset for dataset, pieces in found.items() for piece in pieces)
+    assert sum(map(len, found.values())) == sum(len(exact.shards[shard]) for shard in range(3, 9))
 
 
 @pytest.mark.parametrize(("batch", "shards"), [(64, 64), (384, 192), (192, 384), (512, 4096), (24, 1)])

@@ -62,6 +62,33 @@ def test_chosen_episodes_only(source, cache):
         chosen[20]
 
 
+def test_frames_and_episodes_of_all_samples(source, cache):
+    chosen = WindowDataset(source, cache, WindowConfig(L, M, VIEW), episodes=[3, 1])
+    origin = chosen.__getitems__(torch.arange(len(chosen))).origin
+    assert torch.equal(chosen.episodes, origin[:, 1])
+    assert torch.equal(chosen.frames, origin[:, 2])
+    assert [chosen.episode(i) for i in range(20)] == [3] * 7 + [1] * 13
+    assert chosen.__getitems__([19, 0, 6, 7, 0]).origin[:, 2].tolist() == [32, 53, 59, 20, 53]
+    for sample in (-1, 20):
+        with pytest.raises(IndexError):
+            chosen.__getitems__([3, sample])
+        with pytest.raises(IndexError):
+            chosen.episode(sample)
+
+
+@pytest.mark.parametrize("part", [range(20, 33), range(20, 60), range(0, 60)])
+def test_windows_of_a_dataset_that_is_held_in_part(recording, dataset, cache, part):
+    source = Source.open(recording.root, recording.embodiment, keep=lambda bounds: part)
+    partly = WindowDataset(source, cache, WindowConfig(L, M, VIEW))
+    a, b = partly.__getitems__(part), dataset.__getitems__(part)
+    for name in ("images", "future_valid", "actions", "step_mask", "state", "origin"):
+        assert torch.equal(getattr(a, name), getattr(b, name))
+    assert a.tasks == b.tasks
+    for sample in {0, 19, 33, 59} - set(part):
+        with pytest.raises(AssertionError, match="are held"):
+            partly.__getitems__([part.start, sample])
+
+
 def test_torchs_own_loader_reads_it(dataset, processor, source):
     loader = torch.utils.data.DataLoader(dataset, batch_size=16, collate_fn=Collate(processor))
     assert [batch.batch_size for batch in loader] == [16, 16, 16, 12]

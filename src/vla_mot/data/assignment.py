@@ -55,6 +55,12 @@ def rows(piece: Piece, frames: int) -> range:
     return range(only, only + 1)
 
 
+def hull(pieces: Iterable[Piece], frames: int) -> range:
+    """From the first to the last of the rows of several pieces, at least one, of one dataset."""
+    found = [rows(piece, frames) for piece in pieces]
+    return range(min(part.start for part in found), max(part.stop for part in found))
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What each of the V shards draws: one of its pieces in proportion to their masses, then a row of that piece."""
@@ -84,16 +90,26 @@ class Assignment:
         """The datasets that these shards read, ascending."""
         return tuple(sorted({piece.dataset for shard in shards for piece in self.shards[shard]}))
 
+    def pieces_of(self, shards: Iterable[int]) -> dict[int, tuple[Piece, ...]]:
+        """What these shards read of each dataset, in the order of the shards."""
+        found: dict[int, list[Piece]] = {}
+        for shard in shards:
+            for piece in self.shards[shard]:
+                found.setdefault(piece.dataset, []).append(piece)
+        return {dataset: tuple(pieces) for dataset, pieces in found.items()}
+
     def spans(self, shards: Iterable[int]) -> dict[int, tuple[tuple[float, float], ...]]:
         """What these shards read of each dataset: disjoint `[start, stop)`, ascending, joined where they meet."""
-        found: dict[int, list[tuple[float, float]]] = {}
-        pieces = [piece for shard in shards for piece in self.shards[shard]]
-        for piece in sorted(pieces, key=lambda piece: (piece.dataset, piece.start)):
-            spans = found.setdefault(piece.dataset, [])
-            joined = bool(spans) and piece.start <= spans[-1][1]
-            start, stop = spans.pop() if joined else (piece.start, piece.stop)
-            spans.append((start, max(stop, piece.stop)))
-        return {dataset: tuple(spans) for dataset, spans in found.items()}
+        return {dataset: _joined(pieces) for dataset, pieces in sorted(self.pieces_of(shards).items())}
+
+
+def _joined(pieces: Sequence[Piece]) -> tuple[tuple[float, float], ...]:
+    spans: list[tuple[float, float]] = []
+    for piece in sorted(pieces, key=lambda piece: piece.start):
+        joined = bool(spans) and piece.start <= spans[-1][1]
+        start, stop = spans.pop() if joined else (piece.start, piece.stop)
+        spans.append((start, max(stop, piece.stop)))
+    return tuple(spans)
 
 
 def assign_exact(

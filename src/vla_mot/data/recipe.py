@@ -3,14 +3,16 @@
 A recipe holds nothing that is large and pickles, so that a worker process gets it whole and opens what it is assigned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from vla_mot.data.assignment import Piece, hull
 from vla_mot.data.frames import Frames, FramesConfig, open_frames
 from vla_mot.data.latent_cache import Encode, LatentCache
 from vla_mot.data.mapped_array import Progress
@@ -94,22 +96,45 @@ class Recipe:
                 "turn one of them off."
             )
 
-    def open(self, number: int, progress: Progress | None = None, encode: Encode | None = None) -> Opened:
+    def open(
+        self,
+        number: int,
+        progress: Progress | None = None,
+        encode: Encode | None = None,
+        within: Sequence[Piece] | None = None,
+    ) -> Opened:
         """Open a dataset of the mixture.
 
         encode: of the foresight tokenizer, for latents that are not there yet; None where they must be.
+        within: only the episodes that these pieces of it fall into are held, and those between them; asking for windows
+            of others is an error. None: all are held.
         Raises DatasetError when it cannot be read or does not fit its robot, ConfigError when its pictures do not fit
         the windows.
         """
         entry, window = self.entries[number], self.windows[number]
         assert entry.root is not None, f"{entry.name} is only declared"
-        source = Source.open(entry.root, entry.robot, missing="report" if self.tolerant else "refuse")
+        source = Source.open(
+            entry.root,
+            entry.robot,
+            missing="report" if self.tolerant else "refuse",
+            keep=None if within is None else partial(self._frames_of, within),
+        )
         pictures = open_frames(source, window.image_size, self.frames, progress)
         chosen, held_out = self.split.episodes(source.num_episodes)
         config = self.latents
         latents = None if config is None else config.open(pictures, source, encode, progress)
         cut = partial(WindowDataset, source, pictures, window, number=number, latents=latents)
         return Opened(cut(chosen), cut(held_out) if held_out else None)
+
+    def _frames_of(self, pieces: Sequence[Piece], bounds: Tensor) -> range:
+        """The frames of all training episodes that pieces of a dataset fall into. bounds: `(E, 2)` of its episodes."""
+        chosen = bounds[list(self.split.episodes(len(bounds))[0])]
+        behind = chosen.diff()[:, 0].cumsum(0)
+        rows = hull(pieces, int(behind[-1]))
+        first, last = torch.searchsorted(
+            behind, torch.tensor([rows.start, rows.stop - 1]), right=True
+        ).tolist()
+        return range(int(chosen[first, 0]), int(chosen[last, 1]))
 
     def changed(self, windows: Windows, index: torch.Tensor) -> Windows:
         """Augment windows, keyed by their global sample indices `(B,)`: one change per sample, for all its frames."""

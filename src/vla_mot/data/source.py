@@ -163,10 +163,12 @@ class Source:
 
     def rows(self, frames: Tensor) -> Tensor:
         """Where the rows of frames lie in `state`, `action`, `timestamp` and `task_index`: int64 of the same shape."""
+        if len(self.timestamp) == self.num_frames:
+            return frames
         held = self.held
         inside = not frames.numel() or (held.start <= int(frames.min()) and int(frames.max()) < held.stop)
         assert inside, f"only frames {held.start} to {held.stop - 1} of {self.root} are held"
-        return frames - self.first if self.first else frames
+        return frames - self.first
 
     def whole(self) -> "Source":
         """The dataset with all of its frames, opened again where only some are held. Raises as `open` does."""

@@ -22,6 +22,8 @@ def split_episodes(
             f"{num_episodes} episodes cannot be split with a validation fraction of {fraction}: none is left to "
             "train on. Record more episodes, or lower the fraction."
         )
+    if not count:
+        return tuple(range(num_episodes)), ()
     shuffled = sorted(range(num_episodes), key=lambda episode: _rank(seed, episode))
     return tuple(sorted(shuffled[count:])), tuple(sorted(shuffled[:count]))
 

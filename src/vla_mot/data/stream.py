@@ -55,14 +55,16 @@ class StreamConfig:
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank must lie in [0, {self.world_size}), got {self.rank}.")
 
+    def owned(self, worker: int, workers: int) -> range:
+        """The shards of one of this rank's workers. Raises ConfigError when all workers cannot share them equally."""
+        return shards_of(self.rank * workers + worker, self.world_size * workers, len(self.assignment.shards))
+
     def places(self, step: int, worker: int, workers: int) -> np.ndarray:
         """Places in the batch of a step, ascending, that one of a rank's workers fills. Empty where it rests.
 
         Raises ConfigError when the shards cannot be shared by all workers of all ranks.
         """
-        owned = shards_of(
-            self.rank * workers + worker, self.world_size * workers, len(self.assignment.shards)
-        )
+        owned = self.owned(worker, workers)
         shards, batch = len(self.assignment.shards), self.global_batch
         if shards <= batch:
             return np.arange(owned.start * batch // shards, owned.stop * batch // shards)
@@ -100,7 +102,8 @@ class SampleStream:
         self.config, self.worker, self.workers = config, worker, workers
         config.places(0, worker, workers)
         self.draws = Draws(config.assignment, config.global_batch, config.seed)
-        self._datasets: OpenDatasets[Opened] = OpenDatasets(config.recipe.open, config.most_open)
+        self._pieces = config.assignment.pieces_of(config.owned(worker, workers))
+        self._datasets: OpenDatasets[Opened] = OpenDatasets(self._open_part, config.most_open)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._collates = {name: Collate(robot) for name, robot in config.recipe.processors.items()}
         self._broken: dict[int, DatasetError] = {}
@@ -177,8 +180,12 @@ class SampleStream:
             try:
                 found.append((_positions([draw]), opened.training[row]))
             except DatasetError as error:
-                failed.append((draw, Fault(number, int(opened.training.episodes[row]), _reason(error))))
+                failed.append((draw, Fault(number, opened.training.episode(row), _reason(error))))
         return found, failed
+
+    def _open_part(self, number: int) -> Opened:
+        """A dataset with no more of its rows than this worker draws from."""
+        return self.config.recipe.open(number, within=self._pieces[number])
 
     def _open(self, number: int) -> Opened:
         """A dataset, opened at its first use. What is broken is tried once."""

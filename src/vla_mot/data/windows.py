@@ -1,6 +1,7 @@
 """Training windows over one dataset: three frames, a chunk of actions, and what of them is real.
 
-Legend: `B` samples, `V` present cameras in slot order, `L` chunk steps, `S`/`D` real state and action dims.
+Legend: `B` samples, `N` samples of a dataset, `E` chosen episodes, `V` present cameras in slot order, `L` chunk steps,
+`S`/`D` real state and action dims.
 """
 
 from collections.abc import Sequence
@@ -88,7 +89,8 @@ class WindowDataset(Dataset[Windows]):
     `__getitems__` gathers a whole batch at once, and `__getitem__` is a batch of one.
 
     pictures: of every frame, from a cache or decoded on demand. latents: of every frame, where they were encoded.
-    number: the dataset's place in its mixture.
+    number: the dataset's place in its mixture. Of a source that was opened in part, only samples of the episodes that
+    it holds can be gathered.
     """
 
     def __init__(
@@ -109,14 +111,41 @@ class WindowDataset(Dataset[Windows]):
         if not len(chosen):
             raise ConfigError(f"no episode of {source.root} was chosen.")
         starts, ends = source.bounds[chosen].unbind(1)
-        spans = zip(starts.tolist(), ends.tolist(), strict=True)
-        self.frames = torch.cat([torch.arange(start, end) for start, end in spans])
-        self.starts = torch.repeat_interleave(starts, ends - starts)
-        self.ends = torch.repeat_interleave(ends, ends - starts)
-        self.episodes = torch.repeat_interleave(chosen, ends - starts)
+        self._behind = (ends - starts).cumsum(0)
+        shift = ends - self._behind  # from the number of a sample to its frame
+        self._episodes = torch.stack([starts, ends - 1, chosen, shift], dim=1)
+        self._count = int(self._behind[-1])
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return self._count
+
+    @property
+    def frames(self) -> Tensor:
+        """The frame of every sample, `(N,)` int64; made anew, as are the episodes."""
+        return torch.arange(len(self)) + self._repeated(3)
+
+    @property
+    def episodes(self) -> Tensor:
+        """The episode of every sample, `(N,)` int64."""
+        return self._repeated(2)
+
+    def episode(self, i: int) -> int:
+        """The episode of sample i."""
+        return int(self._located(torch.tensor([i]))[0, 2])
+
+    def _repeated(self, column: int) -> Tensor:
+        return torch.repeat_interleave(
+            self._episodes[:, column], self._behind.diff(prepend=torch.tensor([0]))
+        )
+
+    def _located(self, rows: Tensor) -> Tensor:
+        """Of samples `(B,)`: `(B, 4)` first and last frame of the episode, its number, and the way to their frames.
+
+        Raises IndexError for a sample that there is not.
+        """
+        if len(rows) and int(rows.min()) < 0:
+            raise IndexError(f"sample {int(rows.min())} of {self.source.root} comes before the first")
+        return self._episodes.index_select(0, torch.searchsorted(self._behind, rows, right=True))
 
     def __getitem__(self, i: int) -> Windows:
         return self.__getitems__([range(len(self))[i]])
@@ -124,20 +153,23 @@ class WindowDataset(Dataset[Windows]):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Windows:
         """Gather samples, in the order of `indices`."""
         rows = torch.as_tensor(indices)
-        now, first, last = self.frames[rows], self.starts[rows], self.ends[rows] - 1
+        first, last, episodes, shift = self._located(rows).unbind(1)
+        now = rows + shift
         m = self.config.offset_frames
         times = torch.stack([torch.maximum(now - m, first), now, torch.minimum(now + m, last)], dim=1)
         steps = now[:, None] + torch.arange(self.config.chunk_size)
         step_mask = (steps <= last[:, None]) & self.source.has_actions
+        chunk = self.source.rows(torch.minimum(steps, last[:, None]))
+        held = chunk[:, 0]  # of frame t
         return Windows(
             images=self._images(times),
             latents=None if self.latents is None else self.latents.gather(times),
             future_valid=now + m <= last,
-            actions=self.source.action[torch.minimum(steps, last[:, None])],
+            actions=self.source.action.index_select(0, chunk.flatten()).unflatten(0, chunk.shape),
             step_mask=step_mask,
-            state=self.source.state[now],
-            tasks=tuple(self.source.tasks[task] for task in self.source.task_index[now].tolist()),
-            origin=torch.stack([torch.full_like(now, self.number), self.episodes[rows], now], dim=1),
+            state=self.source.state[held],
+            tasks=tuple(self.source.tasks[task] for task in self.source.task_index[held].tolist()),
+            origin=torch.stack([torch.full_like(now, self.number), episodes, now], dim=1),
         )
 
     def _images(self, times: Tensor) -> Tensor:
