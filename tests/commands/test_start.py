@@ -36,6 +36,16 @@ def test_a_backbone_from_a_stock_folder(vla_mot, training, tmp_path):
     assert str(folder) not in config, "where training started is no part of the architecture"
 
 
+def test_a_policys_weights_keep_what_they_compute(vla_mot, training, trained, tmp_path):
+    start = (*training, f"init_from={trained}", "train.steps=1")
+    said = vla_mot(*start, f"output={tmp_path / 'run'}", "+model.mask_padding=false")
+    assert said.code == 0, said.err
+    assert "init_from  trained otherwise until now: mask_padding: True → False" in said.out
+    said = vla_mot(*start, f"output={tmp_path / 'other'}", "backbone.rope_base=123")
+    assert (said.code, "backbone.rope_base: " in said.err) == (2, True), said.err
+    assert not (tmp_path / "other").exists()
+
+
 def test_an_autoencoder_needs_weights(vla_mot, training, tmp_path):
     said = vla_mot(*training, f"output={tmp_path / 'run'}", "train.steps=1", *COSMOS)
     assert said.code == 2

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.nn.expert import Geometry
+from vla_mot.options import section
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class UnderstandingExpert(nn.Module, ABC):
     them; this module keeps what turns pixels and words into embeddings.
     """
 
+    config: Any
+    """The family's options, a frozen dataclass."""
     geometry: Geometry
     hidden_size: int
     tokenize: Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -49,6 +52,13 @@ class UnderstandingExpert(nn.Module, ABC):
     @abstractmethod
     def stock_names(self) -> tuple[tuple[str, str], ...]:
         """Patterns of names in the family's Hugging Face checkpoints, and the names in a `VlaMotModel`."""
+
+    def stock_options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the family's Hugging Face `config.json` states of options that no shape shows: `group.name` → value.
+
+        An option that it does not state is left out.
+        """
+        return {}
 
     def stock_key(self, name: str) -> str | None:
         """The name in a `VlaMotModel` of a weight in a Hugging Face checkpoint; None if it is of another family.
@@ -79,8 +89,38 @@ class UnderstandingExpert(nn.Module, ABC):
         """
 
 
+def stated(config: Mapping[str, Any], places: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Our options → the value at the first of the places (`group.key`) that a Hugging Face configuration has."""
+    found: dict[str, Any] = {}
+    for option, paths in places.items():
+        values = [value for path in paths if (value := _at(config, path.split("."))) is not None]
+        if values:
+            found[option] = values[0]
+    return found
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
 def build_backbone(config: Mapping[str, Any]) -> UnderstandingExpert:
     """Build the family named by `config["type"]`. Raises ConfigError for an unknown one."""
+    options = {key: value for key, value in config.items() if key != "type"}
+    return _family(config).build(options)
+
+
+def read_options(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The options of a backbone, complete, and those of its family's published size, which are the defaults.
+
+    Both are the family's dataclass. Raises ConfigError for an unknown family or option.
+    """
+    kind = _family(config).CONFIG
+    return section(kind, "backbone", {key: value for key, value in config.items() if key != "type"}), kind()
+
+
+def _family(config: Mapping[str, Any]) -> Any:
     import vla_mot.backbones as package
 
     hidden = ("base", "tokenizers", "qwen3_vl_vision")
@@ -88,6 +128,4 @@ def build_backbone(config: Mapping[str, Any]) -> UnderstandingExpert:
     name = config.get("type", "")
     if name not in known:
         raise ConfigError(unknown_name("backbone type", name, known))
-    module = importlib.import_module(f"{package.__name__}.{name}")
-    options = {key: value for key, value in config.items() if key != "type"}
-    return module.build(options)
+    return importlib.import_module(f"{package.__name__}.{name}")

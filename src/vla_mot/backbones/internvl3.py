@@ -23,7 +23,7 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
-from vla_mot.backbones.base import UnderstandingExpert, Understood
+from vla_mot.backbones.base import UnderstandingExpert, Understood, stated
 from vla_mot.backbones.tokenizers import TextEncoder, check_vocabulary
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
@@ -32,6 +32,17 @@ from vla_mot.nn.rope import RopeConfig
 from vla_mot.options import section
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Our options → where `config.json` has them: as files on the Hub, and as transformers 5 writes them.
+_STOCK_OPTIONS = {
+    "rope_base": ("text_config.rope_theta", "text_config.rope_parameters.rope_theta"),
+    "rms_norm_eps": ("text_config.rms_norm_eps",),
+    "num_heads": ("text_config.num_attention_heads",),
+    "num_kv_heads": ("text_config.num_key_value_heads",),
+    "downsample_ratio": ("downsample_ratio",),
+    "vision.num_heads": ("vision_config.num_attention_heads",),
+    "vision.patch_size": ("vision_config.patch_size",),
+    "vision.attention_bias": ("vision_config.attention_bias",),
+}
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,9 @@ class InternVL3Config:
         return round(1 / self.downsample_ratio)
 
 
+CONFIG = InternVL3Config
+
+
 def build(options: Mapping[str, Any]) -> "InternVL3Expert":
     """Build from the options of `conf/backbone/`. Raises ConfigError for what does not fit."""
     return InternVL3Expert(section(InternVL3Config, "backbone", options))
@@ -161,6 +175,14 @@ class InternVL3Expert(UnderstandingExpert):
             (rf"{text}embed_tokens\.weight", "understanding.embed_tokens.weight"),
             (r"(?:(?:model\.)?language_model\.)?lm_head\.weight", f"understanding.{head}.weight"),
         )
+
+    def stock_options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class; the stock model never scales its text."""
+        found = stated(config, _STOCK_OPTIONS) | {"scale_text": False}
+        match found.get("vision.patch_size"):
+            case [rows, columns] if rows == columns:
+                found["vision.patch_size"] = rows
+        return found
 
     def make_layers(self) -> list[nn.Module]:
         text = _hf_text_config(self.config)

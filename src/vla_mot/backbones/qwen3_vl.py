@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
-from vla_mot.backbones.base import UnderstandingExpert, Understood
+from vla_mot.backbones.base import UnderstandingExpert, Understood, stated
 from vla_mot.backbones.qwen3_vl_vision import VisionConfig, VisionTower
 from vla_mot.backbones.tokenizers import TextEncoder, check_vocabulary
 from vla_mot.errors import ConfigError
@@ -26,6 +26,22 @@ from vla_mot.nn.expert import Geometry
 from vla_mot.nn.norm import RMSNorm, replace_norms
 from vla_mot.nn.rope import RopeConfig
 from vla_mot.options import section
+
+# Our options → where `config.json` has them: as files on the Hub, and as transformers 5 writes them.
+_STOCK_OPTIONS = {
+    "rope_base": ("text_config.rope_theta", "text_config.rope_parameters.rope_theta"),
+    "mrope_sections": ("text_config.rope_scaling.mrope_section", "text_config.rope_parameters.mrope_section"),
+    "rms_norm_eps": ("text_config.rms_norm_eps",),
+    "num_heads": ("text_config.num_attention_heads",),
+    "num_kv_heads": ("text_config.num_key_value_heads",),
+    "head_dim": ("text_config.head_dim",),
+    "vision_start_token_id": ("vision_start_token_id",),
+    "vision_end_token_id": ("vision_end_token_id",),
+    "vision.num_heads": ("vision_config.num_heads",),
+    "vision.patch_size": ("vision_config.patch_size",),
+    "vision.merge_size": ("vision_config.spatial_merge_size",),
+    "vision.deepstack_layers": ("vision_config.deepstack_visual_indexes",),
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,9 @@ class Qwen3VLConfig:
         return (self.image_size[0] // self.vision.patch_size, self.image_size[1] // self.vision.patch_size)
 
 
+CONFIG = Qwen3VLConfig
+
+
 def build(options: Mapping[str, Any]) -> "Qwen3VLExpert":
     """Build from the options of `conf/backbone/`. Raises ConfigError for what does not fit."""
     return Qwen3VLExpert(section(Qwen3VLConfig, "backbone", options))
@@ -133,6 +152,13 @@ class Qwen3VLExpert(UnderstandingExpert):
             (rf"{text}embed_tokens\.weight", "understanding.embed_tokens.weight"),
             (r"lm_head\.weight", "understanding.embed_tokens.weight"),
         )
+
+    def stock_options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class."""
+        found = stated(config, _STOCK_OPTIONS)
+        if not self.config.deepstack:  # then nobody reads there
+            found.pop("vision.deepstack_layers", None)
+        return found
 
     def make_layers(self) -> list[nn.Module]:
         text = _hf_text_config(self.config)

@@ -13,6 +13,7 @@ from vla_mot.hub.card import lasting
 from vla_mot.hub.checkpoint import Checkpoint
 from vla_mot.hub.describe import architecture, dimensions, foresight, sampling
 from vla_mot.hub.remote import origin
+from vla_mot.robots.actions import DELTA
 from vla_mot.robots.robot import Robot
 
 
@@ -62,11 +63,11 @@ def _layout(checkpoint: Checkpoint) -> str:
 
 
 def _robot(robot: Robot) -> dict[str, str]:
-    body = robot.embodiment
+    body, delta = robot.embodiment, robot.action_mode == DELTA
     return {
         "rate": f"{body.fps:g} Hz" if body.fps else "its dataset's",
         "cameras": ", ".join(f"{slot}: {key or 'absent'}" for slot, key in enumerate(body.cameras)),
         "state": ", ".join(f"{field.key}: {dimensions(field)}" for field in body.state),
-        "action": ", ".join(f"{field.key}: {dimensions(field)}" for field in body.action),
+        "action": ", ".join(f"{field.key}: {dimensions(field, delta=delta)}" for field in body.action),
         "statistics": f"from {robot.statistics.state.count:,} frames",
     }

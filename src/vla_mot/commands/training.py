@@ -40,11 +40,15 @@ def prepare_weights(
     """Load the weights of a policy; or give a new model those of its backbone and its autoencoder, where it has some,
     and fit the foresight tokenizer on training frames. All of them or nothing.
 
-    init_from: a checkpoint's folder or Hub repository, in our layout or the authors'.
-    Raises CheckpointError when weights do not fit, ConfigError when an autoencoder would stay random.
+    init_from: a checkpoint's folder or Hub repository, in our layout or the authors'. What it was trained with and this
+        run does otherwise is printed.
+    Raises CheckpointError when weights do not fit or would compute something else, ConfigError when an autoencoder
+    would stay random.
     """
     if init_from is not None:
-        return open_checkpoint(init_from).load_into(model)
+        if changed := open_checkpoint(init_from).load_into(model):
+            console.print(f"init_from  trained otherwise until now: {', '.join(changed)}")
+        return
     if model.tokenizer.pretrained and start.foresight is None:
         raise ConfigError(
             f"foresight tokenizer {model.config.foresight['type']!r} means nothing with random weights: give "
