@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tests.backbones.words import word_tokenizer
 
 from vla_mot.backbones.tokenizers import TextEncoder, make_tokenizer
 from vla_mot.errors import ConfigError
@@ -43,19 +43,7 @@ def test_an_unknown_tokenizer_suggests_the_nearest() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A word tokenizer in Hugging Face's layout that would frame a text with <s> and </s> if asked to."""
-    words = ["<s>", "</s>", "<unk>", "pick", "the", "block"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    home = tmp_path / "my words"
-    home.mkdir()
-    tokenizer.save(str(home / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
-    (home / "tokenizer_config.json").write_text(json.dumps(settings))
-    return home
+    return word_tokenizer(tmp_path / "my words")
 
 
 def test_a_local_folder_is_a_tokenizer_and_adds_nothing_to_the_text(folder: Path) -> None:

@@ -48,6 +48,23 @@ def test_what_shapes_leave_open_must_be_said(vla_mot, goldens):
     assert "architecture=<file.yaml>" in said.err
 
 
+def test_a_robot_of_ones_own_is_opened_with_its_file(vla_mot, goldens, tmp_path):
+    from tests.hub.test_released_files import told_of, wide_robot
+
+    folder = tmp_path / "released"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(goldens / "a1_3b_tiny" / name, folder / name)
+    (folder / "stats.json").write_text(json.dumps(told_of("toaster", 2)))
+    shapes = f"architecture={GOLDENS / 'a1_3b_tiny.yaml'}"
+    said = vla_mot("info", f"checkpoint={folder}", shapes)
+    assert (said.code, "toaster/delta" in said.out) == (0, False)
+    robot = f"embodiments=[{wide_robot(tmp_path)}]"
+    said = vla_mot("info", f"checkpoint={folder}", shapes, robot, "action_mode=abs")
+    assert said.code == 0, said.err
+    assert "toaster/abs: action" in said.out and ", delta]" not in said.out
+
+
 def test_converting_to_bfloat16_is_verified_too(vla_mot, nano, tmp_path):
     said = vla_mot("convert", f"checkpoint={nano}", f"output={tmp_path / 'half'}", "dtype=bfloat16")
     assert said.code == 0

@@ -120,6 +120,15 @@ def test_what_a_policy_needs_is_fetched_and_then_found_offline(hub, client):
     assert f"using commit {commit} of {NAME} from the cache" in client.log
 
 
+def test_a_policys_tokenizer_is_the_one_folder_that_is_fetched(hub, client, tmp_path):
+    own = {"tokenizer/tokenizer.json": b"{}", "tokenizer/merges.txt": b"a b"}
+    others = ("t", "tok", "tokens", "tokenizers", "tools", "runs", "tokenizer/more", "a/tokenizer")
+    hub.commit(NAME, POLICY | own | {f"{folder}/config.json": b"{}" for folder in others})
+    assert content(client.fetch(NAME)) == POLICY | own
+    client.ask("push", written(tmp_path / "policy", POLICY), NAME, token=OWNER)
+    assert content(client.fetch(NAME)) == POLICY, "what a replaced policy had does not stay behind"
+
+
 def test_a_second_fetch_brings_only_what_changed(hub, client):
     hub.commit(NAME, POLICY)
     client.fetch(NAME)

@@ -1,5 +1,7 @@
 """One folder for both: what LeRobot saves, `vla_mot.Policy` opens, and nothing is loaded by halves."""
 
+import shutil
+
 import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
@@ -26,6 +28,32 @@ def test_vla_mot_opens_what_lerobot_saved(native, tmp_path):
     ours, theirs = Policy.from_pretrained(tmp_path), Policy.from_pretrained(native)
     for name, weight in ours.model.state_dict().items():
         assert torch.equal(weight, theirs.model.state_dict()[name])
+
+
+def test_a_cache_is_where_it_was_said_to_be(native, tmp_path):
+    commit = "89abcdef01" * 4
+    home = tmp_path / "models--somebody--policy"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    shutil.copytree(native, home / "snapshots" / commit)
+    policy = VlaMotPolicy.from_pretrained("somebody/policy", cache_dir=tmp_path, revision=commit)
+    assert policy.spec.config_dict() == read_spec(native).config_dict()
+    with pytest.raises(CheckpointError, match="somebody/policy"):
+        VlaMotPolicy.from_pretrained("somebody/policy", revision=commit)
+
+
+@pytest.mark.parametrize(
+    "options", [{"force_download": True}, {"resume_download": False}, {"proxies": {"https": "http://proxy"}}]
+)
+def test_what_cannot_be_followed_is_refused(native, options):
+    with pytest.raises(ConfigError, match="are not followed"):
+        VlaMotPolicy.from_pretrained(native, **options)
+    assert VlaMotPolicy.from_pretrained(native, force_download=False, resume_download=True)
+
+
+def test_a_misspelt_option_is_no_option(native):
+    with pytest.raises(TypeError, match="cache_dri"):
+        VlaMotPolicy.from_pretrained(native, cache_dri="somewhere")
 
 
 def test_a_gathered_state_dict_is_written(native, tmp_path):

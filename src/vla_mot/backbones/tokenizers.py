@@ -57,6 +57,12 @@ def folder_tokenizer(folder: Path) -> Encode:
 _TOKENIZERS: dict[str, Callable[[], Encode]] = {"byte": byte_tokenizer, "qwen": qwen_tokenizer}
 
 
+def tokenizer_folder(name: str) -> Path | None:
+    """The folder that a tokenizer's name means, be it there or not; None for the others."""
+    means_folder = name not in _TOKENIZERS and ("/" in name or Path(name).is_dir())
+    return Path(name).expanduser() if means_folder else None
+
+
 def make_tokenizer(name: str) -> Encode:
     """Return the tokenizer of that name, or of the local folder at that path (anything with a `/`, or a folder).
 
@@ -64,8 +70,8 @@ def make_tokenizer(name: str) -> Encode:
     """
     if name in _TOKENIZERS:
         return _TOKENIZERS[name]()
-    if "/" in name or Path(name).is_dir():
-        return folder_tokenizer(Path(name).expanduser())
+    if (folder := tokenizer_folder(name)) is not None:
+        return folder_tokenizer(folder)
     raise ConfigError(unknown_name("tokenizer", name, _TOKENIZERS).rstrip(".") + ", or the path of a folder.")
 
 

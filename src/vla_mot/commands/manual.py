@@ -58,6 +58,7 @@ _OPENING = (
         "of a released checkpoint's statistics: delta or abs; null: as it says, or delta",
     ),
     ("architecture", "null", "YAML file that completes a released checkpoint of an unpublished size"),
+    ("embodiments", "[]", "YAML files that describe robots of a released checkpoint that are not known"),
 )
 
 COMMANDS = (

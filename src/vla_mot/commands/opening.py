@@ -15,6 +15,7 @@ class Opening:
     revision: str | None = None
     action_mode: str | None = None
     architecture: Path | None = None
+    embodiments: tuple[Path, ...] = ()
 
     def open(self) -> Checkpoint:
         """Read configuration and headers. Raises CheckpointError or ConfigError for what does not fit."""
@@ -23,4 +24,5 @@ class Opening:
             revision=self.revision,
             action_mode=self.action_mode,
             architecture=self.architecture,
+            embodiments=self.embodiments,
         )

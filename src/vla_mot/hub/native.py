@@ -6,6 +6,7 @@
     golden.safetensors  a small observation and the actions that the policy answered: `vla_mot.infer.golden`
     training.json       the resolved configuration of the run that made it, if there was one
     manifest.json       format, versions, and the SHA-256 of every other file
+    tokenizer/          the backbone's tokenizer, if it came from a folder
     released_*          what the authors' layout held beside, if it was converted from there
     policy_*.json       the processors that LeRobot's commands look for beside a policy; nothing else reads them
 
@@ -22,17 +23,18 @@ import torch
 from torch import Tensor
 
 from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.hub.dtypes import expected_dtypes, require_dtypes
 from vla_mot.hub.files import read_json, write_json
 from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
 from vla_mot.hub.manifest import write_manifest
-from vla_mot.hub.spec import TYPE, PolicySpec, ReleasedFiles
+from vla_mot.hub.released_files import read_kept, write_kept
+from vla_mot.hub.spec import TYPE, PolicySpec
 from vla_mot.hub.tensors import Rename, Weights, load_weights, same_name, write_tensors, write_weights
+from vla_mot.hub.tokenizer_files import placed, portable, save_tokenizer
 from vla_mot.model.model import VlaMotModel
 
 CONFIG_FILE, STATISTICS_FILE = "config.json", "stats.json"
 GOLDEN_FILE, TRAINING_FILE = "golden.safetensors", "training.json"
-_RELEASED_CONFIG, _RELEASED_STATISTICS = "released_config.json", "released_stats.json"
-_RELEASED_CONSTANTS = "released_constants.safetensors"
 
 
 def save_policy(
@@ -46,14 +48,18 @@ def save_policy(
     """Write a whole checkpoint into `folder` (made if needed). The caller renames a finished folder into place.
 
     golden: see `vla_mot.infer.golden`. training: the resolved configuration.
+    Raises ConfigError, before anything is written, for weights of another dtype than `spec` says.
     """
+    require_dtypes(spec, {name: tensor.dtype for name, tensor in weights.items()})
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG_FILE, spec.config_dict())
+    config = spec.config_dict()
+    save_tokenizer(folder, config["model"])
+    write_json(folder / CONFIG_FILE, config | {"model": portable(config["model"])})
     write_json(folder / STATISTICS_FILE, spec.statistics_dict())
     for name, content in PROCESSOR_FILES.items():
         write_json(folder / name, content)
     if spec.released is not None:
-        _write_released_files(folder, spec.released)
+        write_kept(folder, spec.released)
     if training is not None:
         write_json(folder / TRAINING_FILE, training)
     if golden is not None:
@@ -70,12 +76,16 @@ def read_spec(folder: Path) -> PolicySpec:
             f"{folder / CONFIG_FILE} says type {config.get('type')!r}; a vla_mot checkpoint says {TYPE!r}."
         )
     try:
-        spec = PolicySpec.from_dicts(config, read_json(folder / STATISTICS_FILE))
-        converted = (folder / _RELEASED_CONFIG).is_file()
-        return replace(spec, released=_read_released_files(folder)) if converted else spec
+        model = placed(folder, config["model"]) if isinstance(config.get("model"), Mapping) else None
+        spec = PolicySpec.from_dicts(
+            config if model is None else config | {"model": model}, read_json(folder / STATISTICS_FILE)
+        )
+        return replace(spec, released=read_kept(folder))
+    except CheckpointError:
+        raise
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{folder}: config.json or stats.json holds a value of the wrong kind ({error!r}); write it again."
         ) from error
@@ -92,35 +102,27 @@ def load_model(
     """Build the model and load its weights, one tensor at a time, straight to `device`.
 
     rename: name in the file → ours. dtype: of the weights in memory; by default as they are stored.
-    Raises CheckpointError naming every weight that does not fit.
+    Raises CheckpointError naming every weight that does not fit, or when the options describe no model.
     """
-    with torch.device("meta"):
-        model = VlaMotModel(spec.model)
-    if spec.dtype == "mixed":
-        stored = {ours: info.dtype for name, info in weights.infos.items() if (ours := rename(name))}
-    else:
-        model.cast(getattr(torch, spec.dtype))
-        stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    model = _empty_model(spec, weights.source)
+    found = {ours: info.dtype for name, info in weights.infos.items() if (ours := rename(name))}
+    stored = expected_dtypes(spec, found)
     if dtype is not None:
         model.cast(dtype)
-    as_stored = spec.dtype == "mixed" and dtype is None
-    load_weights(model, weights, rename=rename, stored=stored, as_stored=as_stored, device=device)
+    load_weights(model, weights, rename=rename, stored=stored, as_stored=dtype is None, device=device)
     model.reset_buffers(device)
     return model
 
 
-def _write_released_files(folder: Path, files: ReleasedFiles) -> None:
-    write_json(folder / _RELEASED_CONFIG, files.config)
-    if files.statistics is not None:
-        write_json(folder / _RELEASED_STATISTICS, files.statistics)
-    write_tensors(folder / _RELEASED_CONSTANTS, files.constants, files.metadata)
-
-
-def _read_released_files(folder: Path) -> ReleasedFiles:
-    constants, numbers = Weights.open(folder / _RELEASED_CONSTANTS), folder / _RELEASED_STATISTICS
-    return ReleasedFiles(
-        config=read_json(folder / _RELEASED_CONFIG),
-        statistics=read_json(numbers) if numbers.is_file() else None,
-        metadata=constants.metadata(),
-        constants=constants.read(),
-    )
+def _empty_model(spec: PolicySpec, source: Path) -> VlaMotModel:
+    try:
+        with torch.device("meta"):
+            return VlaMotModel(spec.model)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a library objects to: it was handed nothing but options
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the options beside {source} describe no model that can be built ({type(error).__name__}: {reason}); "
+            "fetch or write the checkpoint again."
+        ) from error

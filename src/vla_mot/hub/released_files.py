@@ -77,7 +77,7 @@ class ReleasedFiles:
         """
         said = _find(self.training, _MODE)
         if said is None or said in (ABSOLUTE, DELTA):
-            return said
+            return None if said is None else str(said)
         raise CheckpointError(
             f"{TRAINING_FILE} says {_MODE} {said!r}; expected {ABSOLUTE!r} or {DELTA!r}."
             f"{nearest(str(said), (ABSOLUTE, DELTA))} If you know what the statistics are of, say {_MODE}=… when you "
@@ -88,7 +88,7 @@ class ReleasedFiles:
         """The content of `train_config.json` once it says this mode, where it said another one or none."""
         training = dict(self.training or {})
         if _find(training, _MODE) is not None:
-            return _replaced(training, _MODE, mode)
+            return dict(_replaced(training, _MODE, mode))
         place = training.get("dataset", {})
         return training | (
             {"dataset": {**place, _MODE: mode}} if isinstance(place, Mapping) else {_MODE: mode}

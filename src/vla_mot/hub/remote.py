@@ -38,13 +38,14 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 FILES = ("*.json", "*.safetensors", "README.md")
 """What a policy needs, at the top of a repository."""
+TOKENIZER = "tokenizer"
+"""The only folder that belongs to a policy: see `hub.tokenizer_files`."""
 PICKLES = (".bin", ".ckpt", ".jit", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 """What may run code when it is read: neither fetched nor pushed."""
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 FAILURES = (OSError, ValueError, RuntimeError, httpx.HTTPError)
 """What huggingface_hub raises; its own errors are OSErrors."""
 
-_SUBFOLDERS = "*/*"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -122,8 +123,8 @@ def _snapshot(
                 cache_dir=cache,
                 token=token,
                 local_files_only=local,
-                allow_patterns=list(FILES),
-                ignore_patterns=[_SUBFOLDERS],
+                allow_patterns=[*FILES, f"{TOKENIZER}/*"],
+                ignore_patterns=_folders_but(TOKENIZER),
             )
         )
 
@@ -148,6 +149,13 @@ def _snapshot(
         log.warning("%s: using commit %s of %s from the cache", reason(error), held.name, repo_id)
         return held
     return snapshot(False)
+
+
+def _folders_but(name: str) -> list[str]:
+    """Patterns, as `fnmatch` reads them, of every file in a folder but those right in the folder `name`."""
+    other = [f"{name[:place]}[!{letter}]*/*" for place, letter in enumerate(name)]
+    shorter = [f"{name[:place]}/*" for place in range(1, len(name))]
+    return [*other, *shorter, f"{name}?*/*", "*/*/*"]
 
 
 def repository_id(name: str | Path) -> str:

@@ -19,6 +19,7 @@ from vla_mot.hub.remote import (
     FILES,
     LOG_IN,
     PICKLES,
+    TOKENIZER,
     missing_files,
     nearest_folder,
     reason,
@@ -165,8 +166,10 @@ def _require_visibility(api: HfApi, repo_id: str, private: bool | None) -> None:
 def _left_over(api: HfApi, repo_id: str, revision: str | None, files: Collection[str]) -> list[str]:
     """Weights and JSON files at the top of the repository that are not uploaded now: an earlier checkpoint's."""
     there = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if "/" not in name and name != CARD and name not in files]
-    stale = [name for name in stale if any(fnmatch(name, pattern) for pattern in FILES)]
+    top = [name for name in there if "/" not in name and name != CARD]
+    stale = [name for name in top if any(fnmatch(name, pattern) for pattern in FILES)]
+    stale += [name for name in there if name.startswith(f"{TOKENIZER}/")]
+    stale = [name for name in stale if name not in files]
     if stale:
         log.warning("deleting from %s what this checkpoint has not: %s", repo_id, ", ".join(stale))
     return stale

@@ -22,6 +22,7 @@ from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.manifest import write_manifest
 from vla_mot.hub.native import save_policy
 from vla_mot.hub.spec import PolicySpec, SamplerConfig, WeightsDtype
+from vla_mot.hub.tokenizer_files import portable
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
@@ -74,7 +75,8 @@ class VlaMotPolicy(PreTrainedPolicy):
         robot = self.spec.robot(config.embodiment, config.action_mode)
         self._policy = Policy(self.model, self.spec, robot)
         described = self.spec.config_dict()
-        config.model, config.embodiments = described["model"], described["embodiments"]
+        # What LeRobot writes down of it must open elsewhere, too.
+        config.model, config.embodiments = portable(described["model"]), described["embodiments"]
         config.embodiment, config.action_mode = robot.embodiment.name, robot.action_mode
         config.dtype = self.spec.dtype
         self._session: Session | None = None
@@ -93,7 +95,13 @@ class VlaMotPolicy(PreTrainedPolicy):
         dataset_meta: Any = None,
         strict: bool = True,
         architecture: Mapping[str, Any] | None = None,
-        **download: Any,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        resume_download: bool | None = None,
+        proxies: Mapping[str, str] | None = None,
     ) -> Self:
         """Open a checkpoint folder or Hub repository, all of it or nothing, in evaluation mode.
 
@@ -103,19 +111,27 @@ class VlaMotPolicy(PreTrainedPolicy):
         dataset_stats, dataset_meta: accepted, since LeRobot passes them. The checkpoint's statistics stay: its
             weights were trained with them.
         architecture: see `vla_mot.hub.released.read_released`; a `ReleasedConfig` names a file instead.
-        download: `revision`, `cache_dir`, `token`, … of `huggingface_hub.snapshot_download`.
+        revision, token, cache_dir, local_files_only: see `vla_mot.hub.remote.fetch`.
+        force_download, resume_download, proxies: LeRobot's signature has them. A finished file is never fetched twice
+            and an unfinished one always goes on; proxies come from HTTPS_PROXY. Asking for something else is refused.
 
         Raises CheckpointError when anything is missing, unexpected, damaged or of another shape, and ConfigError
-        when `config` asks for another architecture, embodiment or action mode.
+        when `config` asks for another architecture, embodiment or action mode, or an option cannot be followed.
         """
         if not strict:
             raise ConfigError("vla_mot checkpoints are loaded completely or not at all; leave strict=True.")
+        if force_download or resume_download is False or proxies:
+            raise ConfigError(
+                "force_download, resume_download=False and proxies are not followed: delete the repository from the "
+                "Hub cache (`hf cache`) to fetch it anew, and name a proxy in HTTPS_PROXY."
+            )
         options = {"architecture": architecture, "action_mode": config.action_mode if config else None}
         found = open_checkpoint(
             pretrained_name_or_path,
-            revision=download.get("revision"),
-            token=download.get("token"),
-            local_files_only=bool(download.get("local_files_only")),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
             **(config.open_options() if isinstance(config, ReleasedConfig) else options),
         )
         if config is None:
@@ -294,7 +310,7 @@ def _require_same(config: VlaMotConfig, spec: PolicySpec, robot: Robot, folder: 
         for name, same in (
             (
                 "model",
-                not config.model or ModelConfig.from_dict(config.model).to_dict() == spec.model.to_dict(),
+                not config.model or _written(ModelConfig.from_dict(config.model)) == _written(spec.model),
             ),
             ("chunk_size", config.chunk_size == spec.model.chunk_size),
             ("embodiments", all(given in embodiments for given in config.embodiments)),
@@ -312,6 +328,10 @@ def _require_same(config: VlaMotConfig, spec: PolicySpec, robot: Robot, folder: 
             f"the dataset's or environment's action has {width} dimensions, embodiment {robot.embodiment.name!r} of "
             f"the checkpoint {folder} has {robot.embodiment.action_dim}."
         )
+
+
+def _written(model: ModelConfig) -> dict[str, Any]:
+    return portable(model.to_dict())
 
 
 def _compare_with_dataset(embodiment: Embodiment, dataset_meta: Any) -> None:
