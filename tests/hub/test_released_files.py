@@ -124,7 +124,7 @@ def test_our_layout_states_its_mode(copy, kind, tmp_path):
     found = opened(copy, kind)
     Policy(found.load(), found.spec).save_pretrained(tmp_path / "ours")
     assert open_checkpoint(tmp_path / "ours", action_mode="delta").spec.robots[0].action_mode == "delta"
-    with pytest.raises(ConfigError, match=r"states the action mode of its robots \(franka/delta\)"):
+    with pytest.raises(ConfigError, match=r"none is in 'abs'. It knows franka/delta; leave out"):
         open_checkpoint(tmp_path / "ours", action_mode="abs")
 
 

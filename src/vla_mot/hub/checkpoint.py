@@ -93,8 +93,8 @@ def open_checkpoint(
         if action_mode not in (None, *(robot.action_mode for robot in spec.robots)):
             known = ", ".join(map(str, spec.robots)) or "none"
             raise ConfigError(
-                f"{folder} states the action mode of its robots ({known}), so that action_mode={action_mode} cannot "
-                "be; leave it out."
+                f"{folder} states the action mode of each robot, and none is in {action_mode!r}. It knows {known}; "
+                "leave out action_mode=…."
             )
         return Checkpoint(folder, "native", spec, Weights.open(folder))
     if kind in released.TYPES:
