@@ -59,6 +59,16 @@ def test_reset_forgets_and_takes_the_next_seeds(policy, native):
     assert torch.equal(again, fresh.act(images, seen["observation.state"], seen["task"]))
 
 
+@pytest.mark.parametrize("side", [32, 40])
+def test_floats_that_never_were_bytes_are_not_rounded(policy, native, side):
+    """An environment may draw them, in the model's size or another one."""
+    seen = observation(0) | {key: torch.rand(2, 3, side, side) for key in (HEAD, GRIPPER)}
+    plain, noise = Session(Policy.from_pretrained(native), seeds=[0, 1]), torch.zeros(2, CHUNK, 5)
+    plain.remember({key: seen[key] for key in (HEAD, GRIPPER)})
+    expected = plain.predict(seen["observation.state"], seen["task"], noise)
+    assert torch.equal(policy.predict_action_chunk(seen, noise=noise), expected.actions)
+
+
 def test_a_chunk_starts_with_the_selected_actions(policy, native):
     chunk = policy.predict_action_chunk(observation(0))
     assert chunk.shape == (2, CHUNK, 3)

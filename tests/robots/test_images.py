@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,3 +52,14 @@ def test_every_level_survives_the_way_there_and_back():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(to_unit(levels)), levels)
     assert to_bytes(torch.tensor([-0.1, 1.1])).tolist() == [0, 255], "a little outside is no overflow"
+
+
+def test_the_bytes_of_a_frame_cache_stay_what_they_were():
+    """Twice and half the size, where bilinear shares are quarters and halves: exact, whatever the CPU adds first."""
+    random = torch.Generator().manual_seed(7)
+    frames = torch.randint(0, 256, (2, 3, 16, 24), generator=random, dtype=torch.uint8)
+    digests = [
+        hashlib.sha256(resize_with_pad(frames, *size).numpy().tobytes()).hexdigest()[:16]
+        for size in ((32, 48), (8, 12), (40, 48))
+    ]
+    assert digests == ["3141b4f3389e3ce8", "bd87af2b0a09dad7", "3cb58f3d899976e4"]

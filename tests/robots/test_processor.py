@@ -5,6 +5,7 @@ import torch
 
 from vla_mot.errors import ConfigError
 from vla_mot.robots.embodiment import Embodiment, Field
+from vla_mot.robots.images import resize_with_pad
 from vla_mot.robots.normalization import Statistics, summarize
 from vla_mot.robots.processor import Processor
 from vla_mot.robots.robot import Robot
@@ -34,7 +35,8 @@ def test_an_observation_in_the_models_terms(processor):
     images = {slot: torch.full((2, 2, 3, 8, 12), slot, dtype=torch.uint8) for slot in (0, 2)}
     seen = processor.observation(images, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), ["a", "b"])
     assert seen.images.shape == (2, 3, 2, 3, 16, 24)
-    assert [seen.images[0, slot].unique().tolist() for slot in range(3)] == [[0], [255], [2]]
+    levels = [(seen.images[0, slot] * 255).unique().tolist() for slot in range(3)]
+    assert levels == [[0], [255], [pytest.approx(2)]]
     assert seen.view_mask.tolist() == [[True, False, True]] * 2
     assert seen.state.shape == (2, 4)
     assert not seen.state[:, 2:].any()
@@ -76,4 +78,32 @@ def test_a_model_that_counts_absent_cameras_gets_all_slots(processor):
     images = {0: torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8)}
     seen = replace(processor, slots=3).observation(images, torch.zeros(1, 2), ["a"])
     assert seen.view_mask.tolist() == [[True, False, False]]
-    assert bool((seen.images[:, 1:] == 255).all())
+    assert bool((seen.images[:, 1:] == 1).all())
+
+
+def test_bytes_of_the_models_size_stay_the_bytes_they_are(processor):
+    """What was trained and measured on such pictures depends on it to the last bit."""
+    images = {slot: torch.randint(0, 256, (2, 2, 3, 16, 24), dtype=torch.uint8) for slot in (0, 2)}
+    seen = processor.observation(images, torch.zeros(2, 2), ["a", "b"]).images
+    assert seen.dtype == torch.uint8
+    assert torch.equal(seen[:, 0], images[0]) and torch.equal(seen[:, 2], images[2])
+
+
+@pytest.mark.parametrize("size", [(48, 64), (10, 12), (16, 20)])
+def test_bytes_and_floats_of_another_size_give_the_same_numbers(processor, size):
+    levels = {slot: torch.randint(0, 256, (2, 2, 3, *size), dtype=torch.uint8) for slot in (0, 2)}
+    floats = {slot: view.float() / 255 for slot, view in levels.items()}
+    state = torch.zeros(2, 2)
+    ours = processor.observation(levels, state, ["a", "b"]).images
+    theirs = processor.observation(floats, state, ["a", "b"]).images
+    assert ours.dtype == theirs.dtype == torch.float32 and torch.equal(ours, theirs)
+    assert torch.equal(ours[:, 0], resize_with_pad(floats[0], 16, 24))
+    assert bool((ours[:, 1] == 1).all()), "an absent camera is white"
+
+
+def test_cameras_of_several_kinds_share_one_scale(processor):
+    """One camera has the model's size, another has not, a third gives floats."""
+    right = torch.full((1, 2, 3, 16, 24), 255, dtype=torch.uint8)
+    images = {0: right, 1: torch.full((1, 2, 3, 32, 48), 51, dtype=torch.uint8), 2: right.float() / 510}
+    seen = processor.observation(images, torch.zeros(1, 2), ["a"]).images
+    assert [round(float(view.mean()), 4) for view in seen[0]] == [1.0, 0.2, 0.5]

@@ -105,7 +105,9 @@ def _random(stream: int, *shape: int) -> Tensor:
 def _answer(policy: Policy, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Actions `(L, D)` and foresight `(V, C, h, w)` of one sample, float32 on the CPU."""
     device, instruction = policy.device, bytes(given["instruction"].tolist()).decode()
-    images, state = given["images"].to(device), given["state"].to(device)[None]
+    # Answers are recorded to pictures that were rounded after resizing, as a cache of training frames rounds them.
+    images = resize_with_pad(given["images"].to(device), *policy.spec.model.view_size)
+    state = given["state"].to(device)[None]
     noise = given["noise"].to(device)[None]
     if policy.spec.robots:
         cameras = policy.robot.embodiment.present_cameras
@@ -132,7 +134,7 @@ def _plain(policy: Policy, images: Tensor, state: Tensor, instruction: str) -> O
     """An observation in the model's own terms, of a robot that nobody knows: every camera there, no statistics."""
     ids, mask = policy.model.understanding.tokenize([instruction])
     return Observation(
-        images=resize_with_pad(images[None], *policy.spec.model.view_size),
+        images=images[None],
         view_mask=torch.ones(1, len(images), dtype=torch.bool, device=state.device),
         state=state,
         token_ids=ids.to(state.device),

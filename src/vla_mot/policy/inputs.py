@@ -23,10 +23,10 @@ FRAMES = 3
 
 
 def pictures(batch: Mapping[str, Any], processor: Processor) -> dict[str, Tensor]:
-    """Image feature → uint8 pictures, any leading axes. LeRobot's floats in [0, 1] are uint8 pictures over 255."""
+    """Image feature → pictures as they came: uint8, or LeRobot's floats in [0, 1]; any leading axes."""
     keys = [key for _, key in processor.embodiment.present_cameras]
     _require(batch, keys, processor)
-    return {key: _to_uint8(batch[key]) for key in keys}
+    return {key: batch[key] for key in keys}
 
 
 def state_now(batch: Mapping[str, Any], processor: Processor) -> Tensor:
@@ -53,7 +53,8 @@ def training_batch(batch: Mapping[str, Any], processor: Processor) -> Batch:
     Raises ConfigError when a feature is missing or lacks its time axis.
     """
     embodiment = processor.embodiment
-    frames = pictures(batch, processor)
+    # A dataset's floats are bytes over 255: a quarter of the memory holds them exactly.
+    frames = {key: _to_uint8(images) for key, images in pictures(batch, processor).items()}
     _require(batch, [field.key for field in embodiment.state], processor)
     states = [_windows(batch, field.key, FRAMES)[:, 1] for field in embodiment.state]
     state = torch.cat(states, dim=1)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 def resize_with_pad(images: Tensor, height: int, width: int) -> Tensor:
     """Scale by the smaller ratio (bilinear, no antialias), then centre on zeros.
 
-    images: `(..., C, H, W)` uint8, or float in [0, 1]. Returns the same dtype, `(..., C, height, width)`; an
-    image that already has the size is returned as it is.
+    images: `(..., C, H, W)` uint8, or float in [0, 1]. Returns the same dtype, `(..., C, height, width)`, bytes
+    rounded (as caches of training frames keep them); an image that already has the size is returned as it is.
     """
     if images.shape[-2:] == (height, width):
         return images

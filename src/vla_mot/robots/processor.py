@@ -14,7 +14,7 @@ from vla_mot.batch import Batch, Observation
 from vla_mot.errors import ConfigError
 from vla_mot.robots.actions import DELTA, to_absolute, to_delta
 from vla_mot.robots.embodiment import Embodiment
-from vla_mot.robots.images import resize_with_pad
+from vla_mot.robots.images import resize_with_pad, to_unit
 from vla_mot.robots.normalization import Statistics, pad_last
 from vla_mot.robots.robot import Robot
 
@@ -54,14 +54,15 @@ class Processor:
     ) -> Observation:
         """Build the model's observation.
 
-        images: slot → `(B, 2, 3, h, w)` uint8 or float in [0, 1], frames t - m and t; absent slots are left out.
+        images: slot → `(B, 2, 3, h, w)` uint8 or float in [0, 1], frames t - m and t; absent slots are left out. Where
+            all are uint8 of the model's size the observation's are uint8, otherwise float32.
         state: `(B, state_dim)` in physical units. instructions: B strings.
         """
         if not images:
             raise ConfigError(f"embodiment {self.embodiment.name!r}: no camera image was given.")
         slots = self.slots or max(images) + 1
-        views = {slot: resize_with_pad(view, *self.image_size) for slot, view in images.items()}
-        absent = torch.full_like(next(iter(views.values())), 255 if _is_uint8(views) else 1)
+        views = self._views(images)
+        absent = torch.full_like(next(iter(views.values())), 255 if _are_bytes(views) else 1)
         stacked = torch.stack([views.get(slot, absent) for slot in range(slots)], dim=1)
         present = torch.tensor([slot in views for slot in range(slots)], device=state.device)
         token_ids, token_mask = self.tokenize(instructions)
@@ -72,6 +73,16 @@ class Processor:
             token_ids=token_ids.to(state.device),
             token_mask=token_mask.to(state.device),
         )
+
+    def _views(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The pictures at the model's size, all of one dtype.
+
+        Bytes that have that size stay bytes. Any others are resized as floats, like the reference does, so that a
+        camera's bytes and the same picture in floats give the same numbers.
+        """
+        if _are_bytes(images) and all(view.shape[-2:] == self.image_size for view in images.values()):
+            return dict(images)
+        return {slot: resize_with_pad(to_unit(view), *self.image_size) for slot, view in images.items()}
 
     def batch(
         self,
@@ -119,5 +130,5 @@ class Processor:
         return chunk
 
 
-def _is_uint8(views: Mapping[int, Tensor]) -> bool:
-    return next(iter(views.values())).dtype == torch.uint8
+def _are_bytes(views: Mapping[int, Tensor]) -> bool:
+    return all(view.dtype == torch.uint8 for view in views.values())
