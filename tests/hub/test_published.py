@@ -9,6 +9,8 @@ import torch
 from tests.composed import composed
 
 from vla_mot.commands.training_settings import training_config
+from vla_mot.errors import CheckpointError
+from vla_mot.hub.conventions import require_conventions
 from vla_mot.hub.files import read_json
 from vla_mot.hub.released_architecture import infer_model
 from vla_mot.hub.released_names import ReleasedNames, is_constant
@@ -135,3 +137,32 @@ def test_the_preset_is_the_published_architecture(built, kind):
     else:
         assert not own
     assert {key: ours[key].shape for key in theirs} == {key: tensor.shape for key, tensor in theirs.items()}
+
+
+# As docs/released.md has it: how the released 2B departs from InternVL3.
+DEPARTURES = (
+    "backbone.rope_base=1e4",
+    "backbone.scale_text=true",
+    "backbone.image_start_token_id=null",
+    "backbone.image_end_token_id=null",
+    "backbone.vision.attention_bias=false",
+)
+
+
+def test_a_released_policy_may_be_trained_on_with_the_preset(built, kind):
+    """`init_from=`: what the preset does otherwise is what training may change, and is said."""
+    model, _, _ = built
+    words = ("model=a1_3b",) if kind == "qwena1" else ("model=a1_2b", *DEPARTURES)
+    preset = training_config(composed("posttrain", *words, "data.root=x", "output=x")).model
+    with torch.device("meta"):
+        ours = VlaMotModel(preset)
+    said = [text.split(":")[0] for text in require_conventions(ours, model, "published")]
+    expected = ["action_loss", "foresight.dtype", "mask_padding"] + ["positions"] * (kind == "qwena1")
+    assert said == expected
+    if kind == "interna1":
+        plain = training_config(composed("posttrain", "model=a1_2b", "data.root=x", "output=x")).model
+        with torch.device("meta"):
+            ours = VlaMotModel(plain)
+        with pytest.raises(CheckpointError) as told:
+            require_conventions(ours, model, "published")
+        assert all(word.split("=")[0] in str(told.value) for word in DEPARTURES)

@@ -118,7 +118,10 @@ def _mode(files: ReleasedFiles, folder: Path) -> str:
     if (recorded := files.action_mode) is not None:
         return recorded
     log.warning(
-        "%s does not say its action mode: taken as %s; action_mode=%s says otherwise", folder, DELTA, ABSOLUTE
+        "%s does not say its action mode: taken as %s; open or convert it with action_mode=%s if it is not",
+        folder,
+        DELTA,
+        ABSOLUTE,
     )
     return DELTA
 

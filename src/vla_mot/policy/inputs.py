@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vla_mot.batch import Batch
 from vla_mot.errors import ConfigError
-from vla_mot.robots.images import to_bytes
+from vla_mot.robots.images import resize_with_pad, to_bytes
 from vla_mot.robots.processor import Processor
 
 FRAMES = 3
@@ -53,8 +53,11 @@ def training_batch(batch: Mapping[str, Any], processor: Processor) -> Batch:
     Raises ConfigError when a feature is missing or lacks its time axis.
     """
     embodiment = processor.embodiment
-    # A dataset's floats are bytes over 255: a quarter of the memory holds them exactly.
-    frames = {key: _to_uint8(images) for key, images in pictures(batch, processor).items()}
+    # A dataset's floats are bytes over 255. Resized as bytes, they are what our own reader's caches hold.
+    frames = {
+        key: resize_with_pad(_to_uint8(images), *processor.image_size)
+        for key, images in pictures(batch, processor).items()
+    }
     _require(batch, [field.key for field in embodiment.state], processor)
     states = [_windows(batch, field.key, FRAMES)[:, 1] for field in embodiment.state]
     state = torch.cat(states, dim=1)
