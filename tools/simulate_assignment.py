@@ -1,12 +1,13 @@
 """The assignment at full size: 692 million frames in thousands of datasets over up to 4096 workers, in seconds.
 
     python tools/simulate_assignment.py [workers=8,64,512,4096] [datasets=3000] [spread=1.0] [exponent=1.0] [seed=0]
-        [shards=0] [dataset_bytes=1048576] [frame_bytes=160]
+        [shards=0] [dataset_bytes=524288] [frame_bytes=124]
 
 Frames and weights of the five sources are those of the paper's Table 3. How many datasets each has is made up, and so
 are their sizes: log-normal, with `spread` the standard deviation of the logarithm. Weights within a source are shared
 by frames^exponent. shards: 0 for as many as there are workers. An open dataset costs `dataset_bytes`, and `frame_bytes`
-for every frame that is held. Prints the table of docs/assignment.md.
+for every frame that is held: those that a worker draws from, and, for comparison, all of the datasets that it opens.
+Prints the table of docs/assignment.md.
 """
 
 import math
@@ -29,8 +30,8 @@ DEFAULTS: dict[str, int | float | str] = {
     "exponent": 1.0,
     "seed": 0,
     "shards": 0,
-    "dataset_bytes": 2**20,
-    "frame_bytes": 160,
+    "dataset_bytes": 2**19,
+    "frame_bytes": 124,
 }
 # Source: millions of frames and weight (Table 3), and its assumed part of the number of datasets.
 SOURCES = {
@@ -45,7 +46,7 @@ HEADER = (
     "workers",
     "most frames ÷ fair share",
     "datasets per worker, mean / most",
-    "MiB of own frames, mean / most",
+    "MiB held, mean / most",
     "MiB of whole datasets, mean / most",
     "pieces",
     "datasets with several workers",

@@ -32,10 +32,10 @@ from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot
 
-_DATASET_COST = 2**20
-"""Bytes that an open dataset costs beside its frames; see docs/assignment.md."""
-_FRAME_COST = 160
-"""Bytes that a frame of an open dataset costs: its state, action, time and place in the order."""
+_DATASET_COST = 2**19
+"""Bytes that an open dataset costs beside its frames: about, see docs/assignment.md."""
+_FRAME_COST = 12
+"""Bytes that a frame costs beside its state and action: its time, its instruction, its place in the order."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,11 @@ def assign(mixture: Mixture, data: DataConfig, shards: int | None = None) -> Ass
     count = data.shards or shards or max(1, data.workers)
     if data.assignment == "lpt":
         return assign_lpt([entry.frames for entry in mixture.entries], weights, names, count)
-    costs = [_DATASET_COST + _FRAME_COST * entry.frames for entry in mixture.entries]
+    numbers = [entry.robot.state_dim + entry.robot.action_dim for entry in mixture.entries]
+    costs = [
+        _DATASET_COST + (_FRAME_COST + 4 * width) * entry.frames
+        for entry, width in zip(mixture.entries, numbers, strict=True)
+    ]
     return assign_exact(weights, costs, names, count)
 
 
