@@ -25,7 +25,7 @@ def test_it_prints_both_rules_at_every_number_of_workers():
     ]
     assert "692,000,000 frames in 40 datasets" in done.stdout
     for row in table:
-        mean, most = map(float, row["MiB of own frames, mean / most"].split("/"))
+        mean, most = map(float, row["MiB held, mean / most"].split("/"))
         assert mean >= 692e6 / int(row["workers"]) - 1, "every frame is held by someone, one MiB each"
         assert most / (692e6 / int(row["workers"])) - float(row["most frames ÷ fair share"]) < 1e-3
         assert (float(row["error, worst dataset"].split()[0]) < 1e-12) == (row["rule"] == "exact")
