@@ -74,6 +74,13 @@ def at_least(least: float, values: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} must be at least {least:g}, got {value}.")
 
 
+def within(least: float, most: float, values: Mapping[str, float]) -> None:
+    """Raise ConfigError for the first of the named values that lies outside, or is no number."""
+    for name, value in values.items():
+        if not least <= value <= most:
+            raise ConfigError(f"{name} must lie in {least:g} … {most:g}, got {value}.")
+
+
 def describe(kind: Any) -> str:
     """An annotated type in a user's words, e.g. `a whole number`."""
     origin, choices = get_origin(kind), get_args(kind)

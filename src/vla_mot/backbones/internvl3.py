@@ -11,7 +11,7 @@ Legend: `B` batch, `V` views, `P` patches per view, `T` = P · ratio² image tok
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,12 +24,12 @@ from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from vla_mot.backbones.base import UnderstandingExpert, Understood, stated
-from vla_mot.backbones.tokenizers import TextEncoder, check_vocabulary
+from vla_mot.backbones.tokenizers import TextEncoder, check_numbers, check_vocabulary
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
 from vla_mot.nn.norm import RMSNorm, replace_norms
 from vla_mot.nn.rope import RopeConfig
-from vla_mot.options import section
+from vla_mot.options import at_least, section
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Our options → where `config.json` has them: as files on the Hub, and as transformers 5 writes them.
@@ -55,6 +55,10 @@ class VisionConfig:
     num_heads: int = 16
     patch_size: int = 14
     attention_bias: bool = True
+
+    def __post_init__(self) -> None:
+        counts = {key: value for key, value in asdict(self).items() if not isinstance(value, bool)}
+        at_least(1, {f"backbone.vision.{key}": value for key, value in counts.items()})
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class InternVL3Config:
             "image_end_token_id": self.image_end_token_id,
         }
         check_vocabulary(self.vocab_size, self.text_length, special)
+        check_numbers(self)
         if self.downsample_ratio not in (1.0, 0.5, 0.25):
             raise ConfigError(
                 f"backbone.downsample_ratio must be 1, 0.5 or 0.25, got {self.downsample_ratio}."

@@ -20,7 +20,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLay
 
 from vla_mot.backbones.base import UnderstandingExpert, Understood, stated
 from vla_mot.backbones.qwen3_vl_vision import VisionConfig, VisionTower
-from vla_mot.backbones.tokenizers import TextEncoder, check_vocabulary
+from vla_mot.backbones.tokenizers import TextEncoder, check_numbers, check_vocabulary
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
 from vla_mot.nn.norm import RMSNorm, replace_norms
@@ -82,6 +82,7 @@ class Qwen3VLConfig:
             "vision_end_token_id": self.vision_end_token_id,
         }
         check_vocabulary(self.vocab_size, self.text_length, special)
+        check_numbers(self)
         sections, count = self.mrope_sections, self.head_dim // 2
         # Each axis takes every third frequency; a wrong sum is for `Geometry` to refuse.
         fits = all(axis + 3 * (size - 1) < count for axis, size in enumerate(sections) if axis)

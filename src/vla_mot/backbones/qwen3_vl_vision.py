@@ -7,7 +7,7 @@ Legend: `n` pictures, `P` patches per picture, `T` = P / merge² image tokens, `
 `D` text width, `d` head dim.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, apply_rotary_pos_emb_vision
+
+from vla_mot.options import at_least
 
 ROPE_BASE = 10000.0
 
@@ -33,6 +35,10 @@ class VisionConfig:
     temporal_patch_size: int = 2
     num_position_embeddings: int = 2304
     deepstack_layers: tuple[int, ...] = (5, 11, 17)
+
+    def __post_init__(self) -> None:
+        counts = {key: value for key, value in asdict(self).items() if isinstance(value, int)}
+        at_least(1, {f"backbone.vision.{key}": value for key, value in counts.items()})
 
 
 class VisionTower(Qwen3VLVisionModel):

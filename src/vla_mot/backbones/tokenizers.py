@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vla_mot.errors import ConfigError, unknown_name
-from vla_mot.options import at_least
+from vla_mot.options import at_least, within
 
 Encode = Callable[[str], list[int]]
 
@@ -83,6 +83,15 @@ def check_vocabulary(vocab_size: int, text_length: int, ids: Mapping[str, int | 
             raise ConfigError(
                 f"backbone.{name} must lie in 0 … {vocab_size - 1}, got {value}: backbone.vocab_size is {vocab_size}."
             )
+
+
+def check_numbers(options: Any) -> None:
+    """Raise ConfigError for sizes of a backbone that no model can have."""
+    counts = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+    at_least(1, {f"backbone.{key}": getattr(options, key) for key in counts if hasattr(options, key)})
+    within(1, 8192, {f"backbone.image_size[{axis}]": side for axis, side in enumerate(options.image_size)})
+    within(1, 1e12, {"backbone.rope_base": options.rope_base})
+    within(0, 1, {"backbone.rms_norm_eps": options.rms_norm_eps})
 
 
 class TextEncoder:

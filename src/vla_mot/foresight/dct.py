@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vla_mot.errors import ConfigError
 from vla_mot.foresight.base import ForesightTokenizer
-from vla_mot.options import section
+from vla_mot.options import at_least, section, within
 
 # ITU-R BT.601, full range: rows are Y, Cb, Cr as functions of R, G, B.
 _YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -33,6 +33,8 @@ class DCTConfig:
     coefficients: tuple[int, int, int] = (8, 4, 4)
 
     def __post_init__(self) -> None:
+        at_least(1, {"foresight.block": self.block})
+        within(1, 8192, {f"foresight.image_size[{axis}]": side for axis, side in enumerate(self.image_size)})
         if any(side % self.block for side in self.image_size):
             raise ConfigError(
                 f"DCT image_size {self.image_size} must be multiples of the block {self.block}."

@@ -16,7 +16,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing; {path.parent} is no complete checkpoint.")
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # bad JSON or UTF-8, numbers of thousands of digits, endless nesting
         raise CheckpointError(f"{path} is damaged: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object.")

@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> Manifest:
             str(name): (str(told["sha256"]), int(told["bytes"])) for name, told in content["files"].items()
         }
         versions = {str(name): str(told) for name, told in content["versions"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / MANIFEST_FILE} is damaged ({error!r}).") from error
     return Manifest(versions, files)
 

@@ -191,17 +191,27 @@ def nearest_folder(text: str) -> str:
 def missing_files(folder: Path) -> list[str]:
     """Name what a folder lacks of a configuration and of weights: one file, or every shard that an index names.
 
-    Raises CheckpointError for a damaged index.
+    Raises CheckpointError for a damaged index, and for one beside a single file of weights.
     """
     weights = [WEIGHTS]
     if (folder / INDEX).is_file():
-        try:
-            weights = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if (folder / WEIGHTS).is_file():
             raise CheckpointError(
-                f"{folder / INDEX} is damaged ({error!r}); fetch or write it again."
-            ) from error
+                f"{folder} holds both {WEIGHTS} and {INDEX}: which weights are meant cannot be known. Remove what is "
+                "left of an older checkpoint, or save it into a new folder."
+            )
+        weights = _shards(folder / INDEX)
     return [name for name in (CONFIG, *weights) if not (folder / name).is_file()]
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        if not named or any(not isinstance(name, str) or Path(name).name != name for name in named):
+            raise ValueError("weight_map must go from tensors to names of files")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is damaged ({error!r}); fetch or write it again.") from error
+    return sorted(named)
 
 
 def _require_policy(folder: Path, repo_id: str, token: str | bool | None, *, offline: bool) -> None:

@@ -7,13 +7,14 @@ from typing import Any, Literal
 from vla_mot.errors import ConfigError
 from vla_mot.hub.released_files import ReleasedFiles
 from vla_mot.model.config import ModelConfig
-from vla_mot.options import at_least, fit
+from vla_mot.options import at_least, fit, within
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot, choose_robot
 from vla_mot.robots.statistics_file import native_content, read_native
 
 TYPE = "vla_mot"
+MAX_STEPS = 10_000  # of Euler: more is no sampler but a robot that never moves
 WeightsDtype = Literal["float32", "bfloat16", "mixed"]
 _NEEDED: dict[str, Any] = {
     "model": Mapping[str, Any],
@@ -32,7 +33,8 @@ class SamplerConfig:
     n_action_steps: int = 50
 
     def __post_init__(self) -> None:
-        at_least(1, {"sampler.num_steps": self.num_steps, "sampler.n_action_steps": self.n_action_steps})
+        within(1, MAX_STEPS, {"sampler.num_steps": self.num_steps})
+        at_least(1, {"sampler.n_action_steps": self.n_action_steps})
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from typing import Any, Literal
 from vla_mot.errors import ConfigError
 from vla_mot.flow.matching import NoiseLevelConfig
 from vla_mot.nn.expert import ExpertConfig
-from vla_mot.options import section
+from vla_mot.options import at_least, section, within
 from vla_mot.robots.embodiment import Embodiment
+
+MAX_SIDE = 8192
+"""Pixels: no camera's picture is larger."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,20 @@ class ModelConfig:
     offset_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_views", "offset_frames", "foresight_stride", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
+        counts = (
+            "num_views",
+            "offset_frames",
+            "foresight_stride",
+            "chunk_size",
+            "max_state_dim",
+            "max_action_dim",
+        )
+        at_least(1, {f"model.{name}": getattr(self, name) for name in counts})
+        for name, expert in (("generation", self.generation), ("action", self.action)):
+            at_least(1, {f"model.{name}.{key}": value for key, value in asdict(expert).items()})
+        within(1, MAX_SIDE, {f"model.view_size[{axis}]": side for axis, side in enumerate(self.view_size)})
+        within(1e-9, 1e9, {"model.min_period": self.min_period})
+        within(self.min_period, 1e9, {"model.max_period": self.max_period})
         if self.mask_padding and self.action_loss == "padded":
             raise ConfigError(
                 "model.action_loss=padded asks for the noise in padded places, which model.mask_padding=true hides; "
