@@ -1,5 +1,6 @@
 """What `save_pretrained` writes opens again as it was, whatever dtype it was opened in and wherever it is written."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.infer.tiny_policy import frames, states, tiny_policy
-from vla_mot.errors import ConfigError
+from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.hub import native
 from vla_mot.hub.checkpoint import open_checkpoint
+from vla_mot.hub.files import write_json
+from vla_mot.hub.manifest import write_manifest
+from vla_mot.hub.native import save_policy
+from vla_mot.hub.remote import missing_files
+from vla_mot.hub.tensors import Weights, write_weights
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.verify import verify
 
@@ -52,3 +59,86 @@ def test_a_model_that_was_cast_by_hand_is_not_saved_as_something_else(tmp_path):
 def test_an_unknown_action_mode_is_refused(saved, mode):
     with pytest.raises(ConfigError, match=rf"unknown action mode '{mode}'\..* Known: abs, delta\."):
         Policy.from_pretrained(saved, action_mode=mode)
+
+
+# ---- over an older checkpoint -----------------------------------------------------------------------------------
+
+
+def shifted(policy: Policy) -> Policy:
+    with torch.no_grad():
+        policy.model.action.out_proj.bias += 1
+    return policy
+
+
+def in_shards(policy: Policy, folder: Path) -> None:
+    policy.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    write_weights(folder, policy.model.state_dict(), max_shard_bytes=20_000)
+    write_manifest(folder)
+
+
+def test_a_new_policy_takes_the_place_of_an_older_one_in_shards(tmp_path):
+    in_shards(tiny_policy(), tmp_path / "policy")
+    assert len(list((tmp_path / "policy").glob("model-*-of-*"))) > 1
+    changed = shifted(tiny_policy())
+    changed.save_pretrained(tmp_path / "policy")
+    changed.save_pretrained(tmp_path / "fresh")
+    assert contents(tmp_path / "policy") == contents(tmp_path / "fresh")
+
+
+def test_shards_take_the_place_of_a_single_file(tmp_path, monkeypatch):
+    tiny_policy().save_pretrained(tmp_path / "policy")
+    changed = shifted(tiny_policy())
+    monkeypatch.setattr(native, "write_weights", partial(write_weights, max_shard_bytes=20_000))
+    changed.save_pretrained(tmp_path / "policy")
+    assert torch.equal(chunk(Policy.from_pretrained(tmp_path / "policy")), chunk(changed))
+    assert all(check.passed for check in verify(open_checkpoint(tmp_path / "policy")))
+
+
+def test_nothing_of_an_older_checkpoint_is_adopted_and_nothing_else_is_touched(tmp_path):
+    folder, policy = tmp_path / "policy", tiny_policy()
+    save_policy(folder, policy.spec, policy.model.state_dict(), training={"stage": "old"})
+    for name in ("released_config.json", "released_stats.json", "README.md", "notes.txt"):
+        (folder / name).write_text("{}")
+    policy.save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} >= {"README.md", "notes.txt"}
+    assert not any(
+        (folder / name).exists() for name in ("training.json", "released_config.json", "released_stats.json")
+    )
+    assert Policy.from_pretrained(folder).spec.released is None
+    assert next(verify(open_checkpoint(folder))).passed
+
+
+def test_a_policy_may_be_saved_where_it_was_opened(saved):
+    policy = shifted(Policy.from_pretrained(saved))
+    policy.save_pretrained(saved)
+    assert torch.equal(chunk(Policy.from_pretrained(saved)), chunk(policy))
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_save_that_fails_leaves_what_was_there(saved, tmp_path, monkeypatch, older):
+    """A disk that is full when the weights are to be written."""
+    folder = saved if older else tmp_path / "new"
+    before = contents(folder) if older else None
+
+    def full(*_args: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(native, "write_weights", full)
+    with pytest.raises(OSError, match="no space left"):
+        shifted(Policy.from_pretrained(saved)).save_pretrained(folder)
+    assert (contents(folder) == before) if older else not folder.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_weights_in_two_ways_are_an_error(saved):
+    write_json(saved / "model.safetensors.index.json", {"weight_map": {"a": "b.safetensors"}})
+    for read in (Weights.open, missing_files, Policy.from_pretrained):
+        with pytest.raises(
+            CheckpointError, match=r"both model.safetensors and model.safetensors.index.json: which"
+        ):
+            read(saved)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

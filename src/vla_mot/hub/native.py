@@ -26,15 +26,32 @@ from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub.dtypes import expected_dtypes, require_dtypes
 from vla_mot.hub.files import read_json, write_json
 from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
-from vla_mot.hub.manifest import write_manifest
+from vla_mot.hub.manifest import MANIFEST_FILE, write_manifest
 from vla_mot.hub.released_files import read_kept, write_kept
+from vla_mot.hub.remote import TOKENIZER
+from vla_mot.hub.replacing import replaced
 from vla_mot.hub.spec import TYPE, PolicySpec
-from vla_mot.hub.tensors import Rename, Weights, load_weights, same_name, write_tensors, write_weights
+from vla_mot.hub.tensors import (
+    INDEX_FILE,
+    SHARDS,
+    WEIGHTS_FILE,
+    Rename,
+    Weights,
+    load_weights,
+    same_name,
+    write_tensors,
+    write_weights,
+)
 from vla_mot.hub.tokenizer_files import placed, portable, save_tokenizer
 from vla_mot.model.model import VlaMotModel
 
 CONFIG_FILE, STATISTICS_FILE = "config.json", "stats.json"
 GOLDEN_FILE, TRAINING_FILE = "golden.safetensors", "training.json"
+_OURS = (
+    CONFIG_FILE, STATISTICS_FILE, GOLDEN_FILE, TRAINING_FILE, MANIFEST_FILE, WEIGHTS_FILE, INDEX_FILE, SHARDS,
+    "released_*", "policy_*", TOKENIZER,
+)  # fmt: skip
+"""Whatever a checkpoint may consist of: what of an older one does not give way would be taken for the new one's."""
 
 
 def save_policy(
@@ -45,13 +62,29 @@ def save_policy(
     golden: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a whole checkpoint into `folder` (made if needed). The caller renames a finished folder into place.
+    """Write a whole checkpoint. A new folder appears when it is complete; in an old one, an older checkpoint's files
+    give way to it, whatever they were called, and other files stay.
 
     golden: see `vla_mot.infer.golden`. training: the resolved configuration.
     Raises ConfigError, before anything is written, for weights of another dtype than `spec` says.
     """
     require_dtypes(spec, {name: tensor.dtype for name, tensor in weights.items()})
-    folder.mkdir(parents=True, exist_ok=True)
+    new = not folder.exists()
+    with replaced(folder, _OURS) as unfinished:
+        _write(unfinished, spec, weights, golden, training)
+        if new:
+            write_manifest(unfinished)
+    if not new:
+        write_manifest(folder)  # last, and of the files that were there, too
+
+
+def _write(
+    folder: Path,
+    spec: PolicySpec,
+    weights: Mapping[str, Tensor],
+    golden: Mapping[str, Tensor] | None,
+    training: Mapping[str, Any] | None,
+) -> None:
     config = spec.config_dict()
     save_tokenizer(folder, config["model"])
     write_json(folder / CONFIG_FILE, config | {"model": portable(config["model"])})
@@ -65,7 +98,6 @@ def save_policy(
     if golden is not None:
         write_tensors(folder / GOLDEN_FILE, golden)
     write_weights(folder, weights)
-    write_manifest(folder)
 
 
 def read_spec(folder: Path) -> PolicySpec:

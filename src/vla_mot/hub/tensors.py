@@ -22,6 +22,7 @@ from vla_mot.errors import CheckpointError
 from vla_mot.hub.files import read_json, write_json
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+SHARDS = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9  # the size at which Hugging Face's libraries begin a new file
 Rename = Callable[[str], str | None]
 """Name in a file → name in the model, or None for a tensor that is left out."""
@@ -64,10 +65,12 @@ class Weights:
         """Read the headers of a safetensors file, or of the weights in a folder.
 
         Raises CheckpointError when a file is missing, truncated or no safetensors file, when a shard does not hold
-        what the index says, or when the weights are pickled.
+        what the index says, when there are both one file and an index, or when the weights are pickled.
         """
         if path.is_file():
             return cls(path, _infos(path))
+        if (path / WEIGHTS_FILE).is_file() and (path / INDEX_FILE).is_file():
+            raise CheckpointError(ambiguous(path))
         if (path / WEIGHTS_FILE).is_file():
             return cls(path / WEIGHTS_FILE, _infos(path / WEIGHTS_FILE))
         if (path / INDEX_FILE).is_file():
@@ -76,9 +79,10 @@ class Weights:
         if pickles:
             raise CheckpointError(
                 f"{path} holds its weights only as pickles ({', '.join(pickles)}), which run code when they are "
-                "opened. Ask for safetensors, or convert them yourself if you trust whoever made them."
+                "opened. Ask for safetensors; or, if you trust whoever made them, `vla-mot convert allow_pickle=true`."
             )
-        raise CheckpointError(f"{path / WEIGHTS_FILE} is missing; a checkpoint needs it.")
+        missing = path if path.suffix == ".safetensors" and not path.is_dir() else path / WEIGHTS_FILE
+        raise CheckpointError(f"{missing} is missing; a checkpoint needs it.")
 
     def stream(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) one at a time, file by file. Raises CheckpointError when a file is damaged."""
@@ -202,6 +206,14 @@ def write_tensors(
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner alone
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def ambiguous(folder: Path) -> str:
+    """The message for a folder that holds weights twice."""
+    return (
+        f"{folder} holds both {WEIGHTS_FILE} and {INDEX_FILE}: which weights are meant cannot be known. Remove what is "
+        "left of an older checkpoint, or save or fetch it into a new folder."
+    )
 
 
 def shortened(problems: Sequence[str], most: int = 12) -> str:

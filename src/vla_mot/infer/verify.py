@@ -50,6 +50,10 @@ def verify(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Iterat
 
 def _hashes(checkpoint: Checkpoint) -> Check:
     if not (checkpoint.folder / MANIFEST_FILE).is_file():
+        if checkpoint.layout == "native":
+            return Check(
+                "files", False, f"no {MANIFEST_FILE}: nothing says that the files are those that were written"
+            )
         return Check("files", None, f"no {MANIFEST_FILE}: this layout holds no hashes to compare")
     try:
         problems = compare(checkpoint.folder)
@@ -59,17 +63,23 @@ def _hashes(checkpoint: Checkpoint) -> Check:
 
 
 def _statistics(robot: Robot) -> Check:
-    problems = [
-        problem
-        for what, numbers in (("state", robot.statistics.state), ("action", robot.statistics.action))
-        for problem in _unlikely(what, numbers)
-    ]
-    return Check(
-        f"statistics of {robot}", not problems, "; ".join(problems) or "finite, ordered, and none is constant"
+    told, body = robot.statistics, robot.embodiment
+    problems, constant = [], []
+    for what, numbers, fields in (("state", told.state, body.state), ("action", told.action, body.action)):
+        names = [f"{what} {name}" for part in fields for name in part.names]
+        still = [name for name, same in zip(names, numbers.max <= numbers.min, strict=True) if same]
+        problems += _unlikely(what, numbers)
+        if names and still == names:
+            problems.append(f"every dimension of the {what} is constant")
+        constant += still
+    fine = "finite and ordered; " + (
+        f"constant in the data: {', '.join(constant)}" if constant else "none is constant"
     )
+    return Check(f"statistics of {robot}", not problems, "; ".join(problems) or fine)
 
 
 def _unlikely(what: str, numbers: FeatureStatistics) -> Iterator[str]:
+    """What no data could have given. A dimension that never moves is possible: a joint that a task does not need."""
     for name in ("mean", "std", "min", "max"):
         if not bool(torch.isfinite(getattr(numbers, name)).all()):
             yield f"{what}.{name} is not finite"
@@ -86,7 +96,8 @@ def _unlikely(what: str, numbers: FeatureStatistics) -> Iterator[str]:
 def _golden(checkpoint: Checkpoint, policy: Policy) -> Check:
     file = checkpoint.folder / GOLDEN_FILE
     if not file.is_file():
-        return Check("golden answer", None, f"no {GOLDEN_FILE}: convert the checkpoint to record one")
+        passed = False if checkpoint.layout == "native" else None
+        return Check("golden answer", passed, f"no {GOLDEN_FILE}: convert the checkpoint to record one")
     linear = {p.dtype for p in policy.model.stack.parameters() if p.dim() > 1}
     bound = max(TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) for dtype in linear)
     try:
