@@ -4,6 +4,7 @@ In our layout these lie as `released_*`, so that a converted checkpoint can be c
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,9 +66,13 @@ class ReleasedFiles:
             if content is None:
                 continue
             path, text = folder / f"{prefix}{name}", self.texts.get(name)
-            write_json(path, content)
-            if text is not None and json.loads(text) == content:
-                path.write_bytes(text.encode())
+            if text is None or json.loads(text) != content:
+                write_json(path, content)
+                continue
+            with path.open("wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
 
     @property
     def action_mode(self) -> str | None:
