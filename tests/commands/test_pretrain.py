@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from tests.data.test_loader import children
 from vla_mot.commands.main import main
+from vla_mot.conf_dir import conf_dir
 from vla_mot.train.log import read_log
 
 SMALL = (
@@ -77,6 +79,7 @@ def test_data_workers_change_nothing_and_a_resumed_run_may_have_others(
     said = vla_mot(*pretraining, f"output={run}", "data.workers=2", "train.steps=3")
     assert "data       3 datasets of conveyor/delta, conveyor_fingers/delta" in said.out
     assert "20.0% people: conveyor_video, without actions: foresight only" in said.out
+    assert "history and foresight  6 frames = 0.6 s at 10 fps; chunk 12 steps = 1.2 s" in said.out
     assert vla_mot("pretrain", f"resume={run}", "train.steps=6", "data.workers=1").code == 0
     assert losses(run)[-1] == losses(pretrained)[-1]
     assert weights(run) == weights(pretrained)
@@ -166,3 +169,58 @@ def test_statistics_come_from_a_file(pretrained, pretraining, three_datasets, vl
         assert said.code == code
     assert losses(tmp_path / "run12") == losses(pretrained)
     assert "chunk size 5" in said.err and "12 is wanted" in said.err
+
+
+def test_other_statistics_or_another_robot_are_another_run(pretraining, three_datasets, vla_mot, tmp_path):
+    file, run = tmp_path / "stats.json", tmp_path / "run"
+    counted = ("data", "stats", "data=conveyors", f"data.root={three_datasets}", "chunk_size=12")
+    assert vla_mot(*counted, f"output={file}", f"kept={tmp_path / 'kept'}").code == 0
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((conf_dir() / "embodiment" / "conveyor.yaml").read_text())
+    given = (f"data.statistics={file}", f"data.embodiments=[{mine}]", "train.steps=3")
+    assert vla_mot(*pretraining, *given, f"output={run}").code == 0
+    whole = file.read_text()
+    numbers = json.loads(whole)
+    numbers["conveyor"]["delta"]["action"]["std"][0] = 9.0
+    file.write_text(json.dumps(numbers))
+    said = vla_mot("pretrain", f"resume={run}", "train.steps=6")
+    assert said.code == 2 and "other descriptions or statistics" in said.err
+    file.write_text(whole)
+    mine.write_text(mine.read_text().replace("delta: [true, true, false]", "delta: [true, false, false]"))
+    assert vla_mot("pretrain", f"resume={run}", "train.steps=6").code == 2
+    moved = tmp_path / "moved.yaml"
+    moved.write_text((conf_dir() / "embodiment" / "conveyor.yaml").read_text())
+    said = vla_mot("pretrain", f"resume={run}", "train.steps=6", f"data.embodiments=[{moved}]")
+    assert said.code == 0, said.err
+
+
+@pytest.mark.parametrize("frames", ["cache", "video"])
+def test_a_new_run_skips_what_is_broken(pretraining, three_datasets, vla_mot, tmp_path, frames, caplog):
+    root = tmp_path / "three"
+    shutil.copytree(three_datasets, root)
+    film = sorted((root / "conveyor" / "videos").rglob("*.mp4"))[0]
+    film.write_bytes(film.read_bytes()[:300])
+    for table in (root / "conveyor_fingers" / "data").rglob("*.parquet"):
+        table.write_bytes(b"PAR1")
+    places = (f"data.root={root}", f"data.cache={tmp_path / 'cache'}", f"data.frames={frames}")
+    said = vla_mot(*pretraining, *places, f"output={tmp_path / 'strict'}")
+    assert said.code == 2 and not (tmp_path / "strict").exists()
+    said = vla_mot(*pretraining, *places, f"output={tmp_path / 'run'}", "data.skip_broken=9")
+    assert said.code == 0, said.err
+    last = [record for record in losses(tmp_path / "run") if record["kind"] == "train"][-1]
+    assert last["samples/people"] + last["samples/planar"] == 48
+
+
+def test_what_does_not_fit_is_found_before_anything_is_counted(pretraining, vla_mot, tmp_path):
+    output = f"output={tmp_path / 'run'}"
+    for words, told in {
+        ("data.shards=6", "train.batch_size=8"): "do not divide each other",
+        ("data.shards=2", "data.workers=3"): "cannot be shared evenly by 3 workers",
+        ("model.max_action_dim=3",): "'conveyor_fingers' has 4 action dimensions, the model 3",
+        ("foresight.offset_seconds=0",): "foresight.offset_seconds must be positive",
+        ("foresight.offset_seconds=0.25",): "2.5 frames at 10 fps",
+        ("data.latents=float16", "data.augmentation.crop=0.9"): "turn one of them off",
+    }.items():
+        said = vla_mot(*pretraining, output, *words)
+        assert said.code == 2 and told in said.err, (words, said.err)
+        assert "count" not in said.out and not (tmp_path / "run").exists()

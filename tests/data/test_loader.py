@@ -7,6 +7,8 @@ import threading
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -217,3 +219,19 @@ def test_augmentation_changes_training_pictures_alike_on_any_worker(mixed):
     assert torch.equal(one[0].actions, untouched[0].actions)
     held_out = [each.open(0).validation.__getitems__([0, 3]).images for each in (recipe, plain)]
     assert torch.equal(*held_out), "what validates stays as it was recorded"
+
+
+def test_a_damaged_row_is_the_same_hole_for_any_number_of_workers(broken):
+    """A worker holds only its own rows; whether the dataset can be read must not depend on which these are."""
+    (table,) = (broken.root / "arms" / "data").rglob("*.parquet")
+    rows = pq.read_table(table).to_pandas()
+    rows.at[len(rows) - 1, "observation.state"] = np.array([np.nan, 0, 0], dtype=np.float32)
+    rows.to_parquet(table)
+    whole = take(broken.loader(skip_broken=9), 0, 6)
+    for workers in (2, 4):
+        streams = [
+            SampleStream(broken.stream(skip_broken=True), worker, workers) for worker in range(workers)
+        ]
+        for step, batch in enumerate(whole):
+            parts = [stream.part(step).batch for stream in streams]
+            assert torch.equal(batch.origin, torch.cat([part.origin for part in parts]))

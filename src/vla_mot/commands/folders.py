@@ -20,7 +20,14 @@ _POLICY = ("", "pretrained_model", "checkpoints/last/pretrained_model", "policy"
 def require_unused(folder: Path, hint: str = "") -> None:
     """Raise ConfigError unless `folder` is absent or empty, and has a name that another one can stand in for."""
     if not folder.name:
-        raise ConfigError(f"output={folder} has no name; give a folder of its own, for example output=outputs/new.")
+        raise ConfigError(
+            f"output={folder} has no name; give a folder of its own, for example output=outputs/new."
+        )
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if above.is_dir() and not os.access(above, os.W_OK):
+        raise ConfigError(
+            f"output {folder} cannot be made: {above} may not be written. Choose another output=…."
+        )
     if folder.is_file():
         raise ConfigError(f"output {folder} is a file; a folder is needed.")
     if folder.is_dir() and (held := sorted(path.name for path in folder.iterdir())):

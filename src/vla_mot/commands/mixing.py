@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 
 from vla_mot.batch import Batch
-from vla_mot.commands.console import progress
+from vla_mot.commands.console import console, progress
 from vla_mot.commands.counting import robots_of
 from vla_mot.commands.training_settings import DataConfig, TrainingConfig
-from vla_mot.data.assignment import Assignment, assign_exact, assign_lpt
+from vla_mot.data.assignment import Assignment, assign_exact, assign_lpt, position_shards, shards_of
 from vla_mot.data.loader import Loader
 from vla_mot.data.mixture import Mixture, resolve_mixture
 from vla_mot.data.opened import OpenDatasets
 from vla_mot.data.recipe import LatentsConfig, Opened, Recipe
 from vla_mot.data.stream import StreamConfig
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
-from vla_mot.errors import CheckpointError
+from vla_mot.errors import CheckpointError, ConfigError, DatasetError
 from vla_mot.hub.spec import PolicySpec
+from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot
 
+_DECLARED = 64  # numbers per frame of a robot that is only declared
 _DATASET_COST = 2**19
 """Bytes that an open dataset costs beside its frames: about, see docs/assignment.md."""
 _FRAME_COST = 12
@@ -66,6 +68,19 @@ class Data:
         ]
         return hashlib.blake2b(json.dumps(manifest).encode(), digest_size=16).hexdigest()
 
+    @property
+    def robots_digest(self) -> str:
+        """Hash of every robot's description and of the numbers that normalize it."""
+        told = [
+            [
+                robot.embodiment.to_dict() | {"fps": None},
+                robot.action_mode,
+                *(feature.to_dict() for feature in (robot.statistics.state, robot.statistics.action)),
+            ]
+            for robot in self.robots
+        ]
+        return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
+
     def loader(self, config: TrainingConfig, tokenize: Tokenize) -> Loader:
         """The training batches."""
         stream = StreamConfig(
@@ -83,21 +98,54 @@ class Data:
         processors = self._processors(tokenize)
         batches = []
         for number, count in self._shares(config.train.val_samples):
-            held_out = self.datasets.get(number).validation if self.recipe.split.fraction else None
+            opened = self._opened(number) if self.recipe.split.fraction else None
+            held_out = None if opened is None else opened.validation
             if held_out is None:
                 continue
             collate = Collate(processors[self.mixture.entries[number].robot.name])
-            for rows in spread(torch.arange(len(held_out)), count).split(config.train.batch_size):
-                batches.append(collate(held_out.__getitems__(rows)))
+            rows = torch.tensor(self._readable(held_out, spread(torch.arange(len(held_out)), count)))
+            for part in rows.split(config.train.batch_size) if len(rows) else ():
+                batches.append(collate(held_out.__getitems__(part)))
         return batches
 
     def some_frames(self, count: int) -> Tensor:
         """About `count` moments of the training data, as the model sees them: `(n, 3, H, W)` uint8, every camera."""
-        return torch.cat([
-            training.pictures.gather(spread(training.frames, part)).flatten(0, 1)
-            for number, part in self._shares(count)
-            for training in [self.datasets.get(number).training]
-        ])  # fmt: skip
+        found = []
+        for number, part in self._shares(count):
+            opened = self._opened(number)
+            if opened is None:
+                continue
+            training = opened.training
+            rows = self._readable(training, spread(torch.arange(len(training)), part))
+            if rows:
+                found.append(training.pictures.gather(training.frames[rows]).flatten(0, 1))
+        if not found:
+            raise DatasetError(
+                "none of the training pictures that the foresight tokenizer is fitted on can be read."
+            )
+        return torch.cat(found)
+
+    def _opened(self, number: int) -> Opened | None:
+        """A dataset, or None where it cannot be read and may be skipped: the stream counts and names it."""
+        try:
+            return self.datasets.get(number)
+        except DatasetError:
+            if not self.recipe.tolerant:
+                raise
+            return None
+
+    def _readable(self, dataset: WindowDataset, rows: Tensor) -> list[int]:
+        """Those of the rows whose pictures can be read; all of them, or an error, unless broken ones may be skipped."""
+        if not self.recipe.tolerant:
+            return rows.tolist()
+        found = []
+        for row in rows.tolist():
+            try:
+                dataset[row]
+            except DatasetError:
+                continue
+            found.append(row)
+        return found
 
     def training_frames(self, config: TrainingConfig) -> float:
         """Frames that train: all but those that are held out, exactly for one dataset, about for several."""
@@ -121,23 +169,30 @@ class Data:
                 "" if all(entry.robot.action_dim for entry in mine) else ", without actions: foresight only"
             )
             yield f"           {sum(e.weight for e in mine):6.1%} {group}: {held}{silent}"
+        windows = zip(entries, self.recipe.windows, strict=True)
+        for fps, m in sorted({(entry.fps or 0.0, window.offset_frames) for entry, window in windows}):
+            yield self._durations(config, m, fps)
         yield (
             f"workers    {config.data.workers or 'none: the training process prepares batches'}; "
             f"{len(self.assignment.shards)} shards, {config.data.assignment} assignment"
         )
 
     def _describe_one(self, config: TrainingConfig) -> Iterator[str]:
-        opened, robot, model = self.datasets.get(0), self.robots[0], config.model
-        fps, window = opened.source.fps, self.recipe.windows[0]
+        opened, robot = self.datasets.get(0), self.robots[0]
+        fps = opened.source.fps
         held_out = 0 if opened.validation is None else len(opened.validation.episodes.unique())
         yield (
             f"data       {opened.source.num_episodes} episodes ({held_out} for validation), "
             f"{opened.source.num_frames:,} frames at {fps:g} fps, embodiment {robot.embodiment.name}"
         )
-        yield (
-            f"history and foresight  {window.offset_frames} frames = {window.offset_frames / fps:g} s; "
-            f"chunk {model.chunk_size} steps = {model.chunk_size / fps:g} s, "
-            f"{config.sampler.n_action_steps} of them executed"
+        yield self._durations(config, self.recipe.windows[0].offset_frames, fps)
+
+    def _durations(self, config: TrainingConfig, offset: int, fps: float) -> str:
+        """In frames and in seconds, at a rate."""
+        chunk, rate = config.model.chunk_size, "" if len(self.mixture.entries) == 1 else f" at {fps:g} fps"
+        return (
+            f"history and foresight  {offset} frames = {offset / fps:g} s{rate}; chunk {chunk} steps = "
+            f"{chunk / fps:g} s, {config.sampler.n_action_steps} of them executed"
         )
 
     def _processors(self, tokenize: Tokenize) -> dict[str, Processor]:
@@ -176,6 +231,9 @@ def open_data(config: TrainingConfig, shards: int | None = None) -> Data:
         seed=config.train.seed,
         tolerant=data.skip_broken > 0,
     )
+    assignment = assign(mixture, data, shards)
+    _require_shared(assignment, config)
+    _require_room(mixture, model)
     robots = robots_of(mixture, data, model.chunk_size)
     acting = tuple(robot for robot in robots if robot.embodiment.action_dim)
     found = Data(
@@ -183,7 +241,7 @@ def open_data(config: TrainingConfig, shards: int | None = None) -> Data:
         robots=robots,
         spec=PolicySpec(model, acting, config.sampler),
         recipe=recipe,
-        assignment=assign(mixture, data, shards),
+        assignment=assignment,
     )
     if data.prepare and data.frames == "cache":
         _prepare(found)
@@ -197,7 +255,8 @@ def assign(mixture: Mixture, data: DataConfig, shards: int | None = None) -> Ass
     count = data.shards or shards or max(1, data.workers)
     if data.assignment == "lpt":
         return assign_lpt([entry.frames for entry in mixture.entries], weights, names, count)
-    numbers = [entry.robot.state_dim + entry.robot.action_dim for entry in mixture.entries]
+    bodies = [entry.embodiment for entry in mixture.entries]
+    numbers = [_DECLARED if body is None else body.state_dim + body.action_dim for body in bodies]
     costs = [
         _DATASET_COST + (_FRAME_COST + 4 * width) * entry.frames
         for entry, width in zip(mixture.entries, numbers, strict=True)
@@ -205,11 +264,43 @@ def assign(mixture: Mixture, data: DataConfig, shards: int | None = None) -> Ass
     return assign_exact(weights, costs, names, count)
 
 
+def _require_shared(assignment: Assignment, config: TrainingConfig) -> None:
+    """Raise ConfigError unless workers can share the shards, and shards the batch; warn of datasets opened by turns."""
+    shards, workers, most = len(assignment.shards), max(1, config.data.workers), config.data.most_open
+    position_shards(0, np.arange(0), config.train.batch_size, shards)
+    held = max(len(assignment.datasets_of(shards_of(worker, workers, shards))) for worker in range(workers))
+    if held > most:
+        console.print(
+            f"a data worker draws from up to {held} datasets, of which data.most_open={most} are open at a time: raise it, "
+            "or data.workers, unless memory forbids.",
+            style="yellow",
+        )
+
+
+def _require_room(mixture: Mixture, model: ModelConfig) -> None:
+    """Raise ConfigError for the first robot that the model is too narrow for."""
+    for body in mixture.embodiments:
+        for what, needed, key in (
+            ("camera slots", len(body.cameras), "num_views"),
+            ("state dimensions", body.state_dim, "max_state_dim"),
+            ("action dimensions", body.action_dim, "max_action_dim"),
+        ):
+            if needed > getattr(model, key):
+                raise ConfigError(
+                    f"embodiment {body.name!r} has {needed} {what}, the model {getattr(model, key)}; "
+                    f"set model.{key}={needed}, or choose a preset of conf/model/ that has room."
+                )
+
+
 def _prepare(data: Data) -> None:
     """Decode all pictures now, with a progress bar, instead of when they are first drawn."""
     with progress("frames") as advance:
         for number in range(len(data.mixture.entries)):
-            data.recipe.open(number, advance)
+            try:
+                data.recipe.open(number, advance)
+            except DatasetError:
+                if not data.recipe.tolerant:  # else the stream counts and names it
+                    raise
 
 
 def encoded(data: Data, config: TrainingConfig, model: VlaMotModel) -> Data:
@@ -229,7 +320,11 @@ def encoded(data: Data, config: TrainingConfig, model: VlaMotModel) -> Data:
 
     with progress("latents") as advance:
         for number in range(len(data.mixture.entries)):
-            found.recipe.open(number, advance, encode)
+            try:
+                found.recipe.open(number, advance, encode)
+            except DatasetError:
+                if not data.recipe.tolerant:
+                    raise
     return found
 
 
@@ -264,6 +359,11 @@ def require_same_data(folder: Path, facts: dict[str, Any] | None, data: Data) ->
         raise CheckpointError(
             f"{folder} was trained on other data than {places} holds now; resume with the same dataset, or "
             "start a new run with init_from=…."
+        )
+    if known.get("robots") not in (None, data.robots_digest):
+        raise CheckpointError(
+            f"{folder} was trained with other descriptions or statistics of {', '.join(map(str, data.robots))} than are "
+            "given now. Put the embodiment files and data.statistics back, or start a new run with init_from=…."
         )
     if known.get("assignment") not in (None, data.assignment.digest):
         raise CheckpointError(

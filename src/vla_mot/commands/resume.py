@@ -17,6 +17,8 @@ CHANGEABLE = (
     "train.device",
     "train.gradient_checkpointing",
     "data.root",
+    "data.embodiments",
+    "data.statistics",
     "data.cache",
     "data.cache_limit_gib",
     "data.frames",
@@ -28,8 +30,8 @@ CHANGEABLE = (
     "sampler.num_steps",
     "sampler.n_action_steps",
 )
-"""What may differ; `data.root` because a dataset may have moved (its content is compared). How pictures are read, and by
-how many workers, decides no sample, as long as the workers share the run's shards."""
+"""What may differ; files because they may have moved (what datasets, robots and statistics say is compared). How
+pictures are read, and by how many workers, decides no sample of whole data, as long as the workers share the shards."""
 _LOCAL = ("output", "resume")
 
 Changes = dict[str, tuple[Any, Any]]

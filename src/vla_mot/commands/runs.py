@@ -144,6 +144,7 @@ def _facts(data: mixing.Data) -> dict[str, Any]:
         "frames": sum(entry.frames for entry in data.mixture.entries),
         "shards": len(data.assignment.shards),
         "assignment": data.assignment.digest,
+        "robots": data.robots_digest,
         "vla_mot": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

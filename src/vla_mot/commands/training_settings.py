@@ -47,6 +47,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         at_least(1, {"data.most_open": self.most_open})
         at_least(0, {"data.workers": self.workers, "data.skip_broken": self.skip_broken})
+        if self.latents is not None and not self.augmentation.is_off:
+            raise ConfigError(
+                "data.latents caches the latents of the pictures as recorded, which data.augmentation would change; "
+                "turn one of them off."
+            )
         if self.shards is not None:
             at_least(1, {"data.shards": self.shards})
 
@@ -133,6 +138,8 @@ def model_config(config: Mapping[str, Any], embodiment: Embodiment | None) -> Mo
 
 
 def _offset(embodiment: Embodiment | None, frames: int | None, seconds: float | None) -> dict[str, Any]:
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise ConfigError(f"foresight.offset_seconds must be positive, got {seconds}.")
     if embodiment is not None:
         return {"offset_frames": embodiment.frames(frames=frames, seconds=seconds)}
     if (frames is None) == (seconds is None):

@@ -184,8 +184,10 @@ class SampleStream:
         return found, failed
 
     def _open_part(self, number: int) -> Opened:
-        """A dataset with no more of its rows than this worker draws from."""
-        return self.config.recipe.open(number, within=self._pieces[number])
+        """A dataset with no more of its rows than this worker draws from; with all of them where damage may be skipped,
+        for what is damaged must not depend on who looks."""
+        within = None if self.config.skip_broken else self._pieces[number]
+        return self.config.recipe.open(number, within=within)
 
     def _open(self, number: int) -> Opened:
         """A dataset, opened at its first use. What is broken is tried once."""
