@@ -1,0 +1,113 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.data.bare import bare_dataset
+
+GENERIC = "data.groups={arms: {pattern: 'arms/*', weight: 3, embodiment: generic}, "
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Two datasets of arms and one of people."""
+    bare_dataset(tmp_path / "arms/a", 1000, 10)
+    bare_dataset(tmp_path / "arms/b", 3000, 10)
+    bare_dataset(tmp_path / "people/c", 10_800, 4)
+    return tmp_path
+
+
+@pytest.fixture
+def words(root) -> tuple[str, ...]:
+    groups = GENERIC + "people: {pattern: people/c, weight: 1, embodiment: generic}}"
+    return ("data", "mixture", f"data.root={root}", groups, "steps=100", "batch_size=40")
+
+
+def rows(out: str) -> dict[str, list[list[str]]]:
+    """First column → the others of each line of the printed tables."""
+    found: dict[str, list[list[str]]] = {}
+    for line in out.splitlines():
+        if line.count("│") > 5:
+            name, *cells = [cell.strip() for cell in line.strip("│").split("│")]
+            found.setdefault(name, []).append(cells)
+    return found
+
+
+def test_groups_and_datasets_with_weights_hours_and_epochs(vla_mot, words):
+    said = vla_mot(*words)
+    assert said.code == 0, said.err
+    told = rows(said.out)
+    assert told["arms"] == [["0.7500", "2", "4,000", "0.04", "0.75"]]
+    assert told["people"] == [["0.2500", "1", "10,800", "0.10", "0.0926"]]
+    assert told["all"] == [["1.0000", "3", "14,800", "0.14", "0.27"]]
+    assert told["arms/b"] == [["so100", "0.562500", "3,000", "30", "0.03", "0.75"]]
+    assert [name for name in told if "/" in name] == ["arms/b", "people/c", "arms/a"], "the heaviest first"
+    assert "epochs after 100 steps of 40 samples" in said.out
+
+
+def test_no_more_rows_than_asked_for(vla_mot, words):
+    told = rows(vla_mot(*words, "rows=1").out)
+    assert [name for name in told if "/" in name] == ["arms/b"]
+    assert "… 2 more (rows=3)" in told
+
+
+def test_what_workers_hold_and_what_comes_out(vla_mot, words):
+    exact = vla_mot(*words, "ranks=2", "data.workers=2").out
+    assert "exact: 4 shards for 4 workers; a worker holds" in exact
+    off = float(exact.split("those asked for by ")[1].split()[0])
+    assert off < 1e-9
+    whole = vla_mot(*words, "ranks=2", "data.assignment=lpt").out
+    assert float(whole.split("those asked for by ")[1].split()[0]) > 0.1
+
+
+def test_the_papers_mixture_is_shown_without_its_data(vla_mot):
+    said = vla_mot("data", "mixture", "data=a1_pretrain", "ranks=64", "data.workers=8")
+    assert said.code == 0, said.err
+    told = rows(said.out)
+    assert told["robotwin"] == [["0.0800", "declared", "17,000,000", "unknown", "1.69"]]
+    assert told["all"] == [["1.0000", "5", "692,000,000", "unknown", "0.518"]]
+    assert "512 shards for 512 workers" in said.out
+
+
+def test_a_manifest_is_written_once(vla_mot, words, tmp_path):
+    path = tmp_path / "manifest.json"
+    assert vla_mot(*words, f"manifest={path}").code == 0
+    written = json.loads(path.read_text())["datasets"]
+    assert [(row["dataset"], row["weight"]) for row in written] == [
+        ("arms/a", 0.1875),
+        ("arms/b", 0.5625),
+        ("people/c", 0.25),
+    ]
+    said = vla_mot(*words, f"manifest={path}")
+    assert (said.code, "is already there" in said.err) == (2, True)
+    said = vla_mot("data", "mixture", "data=a1_pretrain", f"manifest={tmp_path / 'other.json'}")
+    assert (said.code, "give data.root=" in said.err) == (2, True)
+    assert not (tmp_path / "other.json").exists()
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(vla_mot, root) -> Refused:
+    """What the command says of arguments that it refuses."""
+
+    def run(*arguments: str) -> str:
+        said = vla_mot("data", "mixture", f"data.root={root}", *arguments)
+        assert said.code == 2, said
+        return said.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("{x: {pattern: 'arm/*', weight: 1}}", "no dataset under"),
+        ("{x: {pattern: 'arms/*'}}", "data.groups.x.weight (a number) must be given"),
+        ("{x: {pattern: 'arms/*', weight: 1, exponant: 2}}", "Did you mean 'data.groups.x.exponent'?"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(refused, groups, message):
+    assert message in refused(f"data.groups={groups}")
