@@ -389,11 +389,15 @@ def test_a_push_that_is_not_taken(hub, client, tmp_path, name, options, said):
         ({"deep/optimizer.PT": b"anything"}, "optimizer.PT is a pickle"),
         ({"extra.dat": b"\x80\x04\x95"}, "extra.dat is a pickle"),
         ({"model.safetensors": POLICY["model.safetensors"][:-1]}, "model.safetensors is truncated"),
-        ({"model.safetensors.index.json": b"{"}, "index.json is damaged"),
+        ({"model.safetensors": None, "model.safetensors.index.json": b"{"}, "index.json is damaged"),
         (
-            {"model.safetensors.index.json": SHARDS["model.safetensors.index.json"]},
+            {
+                "model.safetensors": None,
+                "model.safetensors.index.json": SHARDS["model.safetensors.index.json"],
+            },
             "model-1.safetensors, model-2",
         ),
+        (SHARDS, "both model.safetensors and model.safetensors.index.json"),
         ({"stats.json": None}, "no complete checkpoint: stats.json is missing"),
         ({"config.json": None}, "no complete checkpoint: config.json is missing"),
     ],

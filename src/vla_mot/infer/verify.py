@@ -64,7 +64,8 @@ def _hashes(checkpoint: Checkpoint) -> Check:
 
 def _statistics(robot: Robot) -> Check:
     told, body = robot.statistics, robot.embodiment
-    problems, constant = [], []
+    problems: list[str] = []
+    constant: list[str] = []
     for what, numbers, fields in (("state", told.state, body.state), ("action", told.action, body.action)):
         names = [f"{what} {name}" for part in fields for name in part.names]
         still = [name for name, same in zip(names, numbers.max <= numbers.min, strict=True) if same]
