@@ -224,3 +224,14 @@ def test_what_does_not_fit_is_found_before_anything_is_counted(pretraining, vla_
         said = vla_mot(*pretraining, output, *words)
         assert said.code == 2 and told in said.err, (words, said.err)
         assert "count" not in said.out and not (tmp_path / "run").exists()
+
+
+def test_statistics_of_another_delta_layout_are_refused(pretraining, three_datasets, vla_mot, tmp_path):
+    file, mine = tmp_path / "stats.json", tmp_path / "mine.yaml"
+    counted = ("data", "stats", "data=conveyors", f"data.root={three_datasets}", "chunk_size=12")
+    assert vla_mot(*counted, f"output={file}", f"kept={tmp_path / 'kept'}").code == 0
+    told = (conf_dir() / "embodiment" / "conveyor.yaml").read_text()
+    mine.write_text(told.replace("delta: [true, true, false]", "delta: [true, false, false]"))
+    given = (f"data.statistics={file}", f"data.embodiments=[{mine}]", f"output={tmp_path / 'run'}")
+    said = vla_mot(*pretraining, *given)
+    assert said.code == 2 and "dimensions relative" in said.err

@@ -101,8 +101,8 @@ def test_parts_merge_to_the_whole(source):
     """Episodes counted apart and merged, against float64 over all rows, in any order of the names."""
     chunks = Chunks("delta", 5)
     parts = [count_dataset(source, chunks, [episode]) for episode in range(4)]
-    merged = merge_partials("toy", chunks, dict(zip("abcd", parts, strict=True)))
-    other = merge_partials("toy", chunks, dict(zip("dbca", parts, strict=True)))
+    merged = merge_partials(toy_embodiment(), chunks, dict(zip("abcd", parts, strict=True)))
+    other = merge_partials(toy_embodiment(), chunks, dict(zip("dbca", parts, strict=True)))
     for rows, one, two in zip(
         naive(source, 5, "delta", range(4)),
         (merged.state, merged.action),
@@ -118,7 +118,7 @@ def test_parts_merge_to_the_whole(source):
             assert ((rows <= value).mean(0) + few >= share).all()
     assert [each.name for each in merged.computed_on.datasets] == list("abcd")
     assert merged.computed_on.content_hash == other.computed_on.content_hash
-    fewer = merge_partials("toy", chunks, dict(zip("abc", parts[:3], strict=True)))
+    fewer = merge_partials(toy_embodiment(), chunks, dict(zip("abc", parts[:3], strict=True)))
     assert fewer.computed_on.content_hash != merged.computed_on.content_hash
 
 
@@ -126,7 +126,7 @@ def test_the_same_parts_give_the_same_bits_however_they_are_listed(source):
     chunks = Chunks("abs", 5)
     parts = {name: count_dataset(source, chunks, [number]) for number, name in enumerate("abcd")}
     listed = [
-        merge_partials("toy", chunks, {name: parts[name] for name in order}) for order in ("abcd", "dcab")
+        merge_partials(toy_embodiment(), chunks, {name: parts[name] for name in order}) for order in ("abcd", "dcab")
     ]
     assert listed[0].to_dict() == listed[1].to_dict()
 
@@ -134,7 +134,7 @@ def test_the_same_parts_give_the_same_bits_however_they_are_listed(source):
 def test_a_large_dataset_outweighs_a_small_one(source):
     chunks = Chunks("abs", 1)
     small, large = count_dataset(source, chunks, [3]), count_dataset(source, chunks, [0, 1, 2])
-    merged = merge_partials("toy", chunks, {"small": small, "large": large})
+    merged = merge_partials(toy_embodiment(), chunks, {"small": small, "large": large})
     total = small.frames + large.frames
     expected = (small.frames * small.state.moments.mean + large.frames * large.state.moments.mean) / total
     torch.testing.assert_close(merged.state.mean, expected.float())
@@ -144,7 +144,7 @@ def test_human_video_has_statistics_of_nothing(recording):
     watching = Source.open(recording.root, toy_embodiment(state=[], action=[]))
     chunks = Chunks("delta", 5)
     part = count_dataset(watching, chunks)
-    found = merge_partials("toy", chunks, {"one": part, "two": part})
+    found = merge_partials(toy_embodiment(), chunks, {"one": part, "two": part})
     assert found.state.count == 2 * watching.num_frames
     assert found.action.mean.shape == found.action.quantiles["q50"].shape == (0,)
     assert reduce(lambda a, b: a + b, [each.frames for each in found.computed_on.datasets]) == 120

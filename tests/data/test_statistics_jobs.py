@@ -41,7 +41,7 @@ def tasks(recording, tmp_path) -> list[Task]:
 
 
 def merged(counted: Counted) -> dict:
-    return merge_partials("toy", CHUNKS, counted.partials).to_dict()
+    return merge_partials(toy_embodiment(), CHUNKS, counted.partials).to_dict()
 
 
 def test_what_is_counted_is_what_was_asked_for(tasks, tmp_path):
@@ -50,7 +50,7 @@ def test_what_is_counted_is_what_was_asked_for(tasks, tmp_path):
     for task in tasks:
         alone = compute_statistics(Source.open(task.root, task.embodiment), 5, "delta", task.episodes)
         assert (
-            merge_partials("toy", CHUNKS, {task.name: counted.partials[task.name]}).to_dict()
+            merge_partials(toy_embodiment(), CHUNKS, {task.name: counted.partials[task.name]}).to_dict()
             == alone.to_dict()
         )
 

@@ -188,6 +188,7 @@ def test_ranges_are_checked(change, message):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_a_gpu_changes_pictures_as_a_cpu_does():
     images = random()
     there = augment(images.cuda(), ALL, 0, INDEX.cuda())

@@ -271,8 +271,8 @@ def _require_shared(assignment: Assignment, config: TrainingConfig) -> None:
     held = max(len(assignment.datasets_of(shards_of(worker, workers, shards))) for worker in range(workers))
     if held > most:
         console.print(
-            f"a data worker draws from up to {held} datasets, of which data.most_open={most} are open at a time: raise it, "
-            "or data.workers, unless memory forbids.",
+            f"a data worker draws from up to {held} datasets, of which data.most_open={most} are open at a time: raise "
+            "it, or data.workers, unless memory forbids.",
             style="yellow",
         )
 
@@ -362,8 +362,8 @@ def require_same_data(folder: Path, facts: dict[str, Any] | None, data: Data) ->
         )
     if known.get("robots") not in (None, data.robots_digest):
         raise CheckpointError(
-            f"{folder} was trained with other descriptions or statistics of {', '.join(map(str, data.robots))} than are "
-            "given now. Put the embodiment files and data.statistics back, or start a new run with init_from=…."
+            f"{folder} was trained with other descriptions or statistics of {', '.join(map(str, data.robots))} than "
+            "are given now. Put the embodiment files and data.statistics back, or start a new run with init_from=…."
         )
     if known.get("assignment") not in (None, data.assignment.digest):
         raise CheckpointError(

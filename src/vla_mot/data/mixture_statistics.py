@@ -39,7 +39,7 @@ def mixture_statistics(
     found = []
     for robot in robots:
         mine = [entry.name for entry in mixture.entries if entry.robot.name == robot.name]
-        found.append(merge_partials(robot.name, chunks, {name: counted.partials[name] for name in mine}))
+        found.append(merge_partials(robot, chunks, {name: counted.partials[name] for name in mine}))
     return MixtureStatistics(tuple(found), counted.computed)
 
 

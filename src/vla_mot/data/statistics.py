@@ -11,8 +11,10 @@ from functools import reduce
 from vla_mot.data.partial_statistics import Chunks, FeaturePartial, Partial, count_dataset
 from vla_mot.data.quantiles import pooled_quantiles
 from vla_mot.data.source import Source
+from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.moments import Moments
 from vla_mot.robots.normalization import QUANTILES, CountedDataset, FeatureStatistics, Origin, Statistics
+from vla_mot.robots.robot import layout_of
 
 
 def compute_statistics(
@@ -26,10 +28,10 @@ def compute_statistics(
     """
     chunks = Chunks(action_mode, chunk_size)
     counted = count_dataset(source, chunks, episodes)
-    return merge_partials(source.embodiment.name, chunks, {source.root.name: counted})
+    return merge_partials(source.embodiment, chunks, {source.root.name: counted})
 
 
-def merge_partials(embodiment: str, chunks: Chunks, partials: Mapping[str, Partial]) -> Statistics:
+def merge_partials(embodiment: Embodiment, chunks: Chunks, partials: Mapping[str, Partial]) -> Statistics:
     """Statistics of an embodiment from its datasets' partials by name, each row counted once.
 
     Merged in the order of the names, so that the same parts give the same bits. All must have been counted for these
@@ -37,12 +39,12 @@ def merge_partials(embodiment: str, chunks: Chunks, partials: Mapping[str, Parti
     """
     parts = [partials[name] for name in sorted(partials)]
     return Statistics(
-        embodiment=embodiment,
+        embodiment=embodiment.name,
         action_mode=chunks.action_mode,
         chunk_size=chunks.chunk_size,
         state=_merged([part.state for part in parts]),
         action=_merged([part.action for part in parts]),
-        computed_on=_origin(partials),
+        computed_on=_origin(partials, layout_of(embodiment, chunks.action_mode)),
     )
 
 
@@ -53,7 +55,7 @@ def _merged(parts: Sequence[FeaturePartial]) -> FeatureStatistics:
     return FeatureStatistics.of(rows, dict(zip(QUANTILES, values, strict=True)))
 
 
-def _origin(partials: Mapping[str, Partial]) -> Origin:
+def _origin(partials: Mapping[str, Partial], layout: str) -> Origin:
     keys = "\n".join(sorted(partial.key for partial in partials.values()))
     return Origin(
         content_hash=hashlib.blake2b(keys.encode(), digest_size=16).hexdigest(),
@@ -61,4 +63,5 @@ def _origin(partials: Mapping[str, Partial]) -> Origin:
             CountedDataset(name, partials[name].content_hash, partials[name].frames, partials[name].episodes)
             for name in sorted(partials)
         ),
+        layout=layout,
     )

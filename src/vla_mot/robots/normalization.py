@@ -110,10 +110,15 @@ class CountedDataset:
 
 @dataclass(frozen=True)
 class Origin:
-    """What statistics were computed on. content_hash: of all datasets' contents and the episodes chosen of them."""
+    """What statistics were computed on. content_hash: of all datasets' contents and the episodes chosen of them.
+
+    layout: hash of the features that were counted, their order, and what was relative
+    (`vla_mot.robots.robot.layout_of`); empty where nobody says.
+    """
 
     content_hash: str
     datasets: tuple[CountedDataset, ...]
+    layout: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """A robot that a policy can drive: its embodiment, and the statistics of what the policy learned from it."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vla_mot.errors import ConfigError
+from vla_mot.robots.actions import DELTA
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.normalization import Statistics
 
@@ -28,6 +31,14 @@ class Robot:
                     f"{width}: they were computed with another layout."
                 )
 
+        counted = mine.computed_on.layout if mine.computed_on else ""
+        if counted and counted != layout_of(self.embodiment, mine.action_mode):
+            raise ConfigError(
+                f"the statistics of {name} were computed with other features, in another order, or with other "
+                "dimensions relative to the state, than its description has now. Compute them again with "
+                "`vla-mot data stats`."
+            )
+
     @property
     def action_mode(self) -> str:
         """`delta` or `abs`."""
@@ -35,6 +46,16 @@ class Robot:
 
     def __str__(self) -> str:
         return f"{self.embodiment.name}/{self.action_mode}"
+
+
+def layout_of(embodiment: Embodiment, action_mode: str) -> str:
+    """Hash of what statistics stand for: features and dimensions in their order, and which are relative."""
+    relative = action_mode == DELTA
+    told = [
+        [[field.key, field.names] for field in embodiment.state],
+        [[field.key, field.names, field.delta if relative else None] for field in embodiment.action],
+    ]
+    return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
 
 def choose_robot(
