@@ -59,11 +59,7 @@ def fit(kind: Any, name: str, value: Any) -> Any:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(_mismatch(name, describe(kind), value))
-        inner = choices[1] if len(choices) == 2 else Any
-        return {
-            key: fit(inner, f"{name}.{key}", item) if is_dataclass(inner) else item
-            for key, item in value.items()
-        }
+        return _mapping(choices, name, value)
     return _scalar(kind, name, value)
 
 
@@ -106,6 +102,18 @@ def _scalar(kind: type, name: str, value: Any) -> Any:
     if not right:
         raise ConfigError(_mismatch(name, describe(kind), value))
     return value
+
+
+def _mapping(kinds: tuple[Any, ...], name: str, value: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Keys of the type that is annotated, so that YAML's `1:` is the name it was meant to be; values where checked."""
+    of_keys, of_values = kinds if len(kinds) == 2 else (Any, Any)
+    found: dict[Any, Any] = {}
+    for given, item in value.items():
+        key = given if of_keys is Any else fit(of_keys, f"the name {given!r} in {name}", given)
+        if key in found:
+            raise ConfigError(f"{name}: {key!r} is given twice.")
+        found[key] = fit(of_values, f"{name}.{key}", item) if is_dataclass(of_values) else item
+    return found
 
 
 def _tuple(kinds: tuple[Any, ...], name: str, value: Any) -> tuple[Any, ...]:

@@ -107,7 +107,49 @@ def refused(vla_mot, root) -> Refused:
         ("{x: {pattern: 'arm/*', weight: 1}}", "no dataset under"),
         ("{x: {pattern: 'arms/*'}}", "data.groups.x.weight (a number) must be given"),
         ("{x: {pattern: 'arms/*', weight: 1, exponant: 2}}", "Did you mean 'data.groups.x.exponent'?"),
+        ("{x: {pattern: 'arms/*', weight: 1, exponent: 1000}}", "exponent must lie in 0 … 10, got 1000"),
+        ("{x: {pattern: 'arms/*', weight: inf}}", "weight must be positive and at most 1e+15, got inf"),
     ],
 )
 def test_a_mistake_gets_a_sentence(refused, groups, message):
     assert message in refused(f"data.groups={groups}")
+
+
+@pytest.fixture
+def own(tmp_path) -> Callable[[str], tuple[str, ...]]:
+    """A mixture of one's own: what stands in its file → the arguments that choose it."""
+
+    def write(groups: str) -> tuple[str, ...]:
+        path = tmp_path / "presets" / "data" / "mine.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"defaults: [mixture]\ngroups:\n{groups}")
+        return ("--config-dir", str(tmp_path / "presets"), "data=mine")
+
+    return write
+
+
+ARMS = "{pattern: 'arms/*', weight: 1, embodiment: generic}"
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (f"  x: {ARMS}\n  x: {ARMS}\n", "found duplicate key x"),
+        ("  x: {pattern: [", "expected the node content"),
+        (f"  true: {ARMS}\n", "the name True in data.groups: expected text, got True (bool)"),
+        (f"  1: {ARMS}\n  '1': {ARMS}\n", "data.groups: '1' is given twice"),
+        ("  x: {pattern: '*', weight: .inf}\n", "weight must be positive and at most 1e+15, got inf"),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own_gets_a_sentence(refused, own, groups, message):
+    said = refused(*own(groups))
+    assert message in said
+    assert "Traceback" not in said
+    if "YAML" in said:
+        assert "presets/data/mine.yaml" in said
+
+
+def test_a_number_names_a_group(vla_mot, own, root):
+    said = vla_mot("data", "mixture", *own(f"  1: {ARMS}\n"), f"data.root={root}")
+    assert said.code == 0, said.err
+    assert rows(said.out)["1"][0][1] == "2"

@@ -133,8 +133,11 @@ def test_a_dataset_that_does_not_fit_its_robot_is_named(root):
     ("told", "message"),
     [
         ({"wieght": 1.0}, "unknown key 'data.groups.x.wieght'. Did you mean 'data.groups.x.weight'?"),
-        ({"weight": 0}, "weight must be positive, got 0"),
-        ({"weight": 1, "exponent": -1}, "exponent must be at least 0, got -1"),
+        ({"weight": 0}, "weight must be positive and at most 1e+15, got 0.0; leave the group out instead."),
+        ({"weight": float("inf")}, "weight must be positive and at most 1e+15, got inf."),
+        ({"weight": float("nan")}, "weight must be positive and at most 1e+15, got nan."),
+        ({"weight": 1, "exponent": -1}, "exponent must lie in 0 … 10, got -1"),
+        ({"weight": 1, "exponent": 1000}, "exponent must lie in 0 … 10, got 1000"),
         ({"weight": 1, "by": "frame"}, "Did you mean 'frames'?"),
         ({}, "data.groups.x.weight (a number) must be given"),
         ({"weight": 1, "declared": {"frames": 0}}, "declared.frames must be at least 1, got 0"),
@@ -144,6 +147,20 @@ def test_a_group_is_read_strictly(told, message):
     with pytest.raises(ConfigError) as caught:
         section(Group, "data.groups.x", {"pattern": "*"} | told)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_share_is_a_positive_number(share):
+    with pytest.raises(ConfigError, match=f"share must be positive and at most 1e.15, got {share}"):
+        Override(share=share)
+
+
+def test_the_greatest_exponents_weights_and_shares_still_weigh(tmp_path):
+    bare_dataset(tmp_path / "a", 10**12)
+    bare_dataset(tmp_path / "b", 10**12)
+    shares = {name: Override(share=1e15) for name in "ab"}
+    found = weights(resolve(tmp_path, {"x": group("*", 1e15, exponent=10.0)}, datasets=shares))
+    assert found == {"a": 0.5, "b": 0.5}
 
 
 def test_datasets_are_found_at_any_depth_but_not_in_hidden_folders_or_datasets(tmp_path):

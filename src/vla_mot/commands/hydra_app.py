@@ -182,6 +182,8 @@ def _composed(name: str, overrides: list[str], overlay: Path | None) -> DictConf
     try:
         with initialize_config_dir(str(conf_dir()), version_base=_VERSION_BASE):
             return compose(name, [*overrides, *search])
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a preset is no valid YAML: {error}") from error  # its mark names file and line
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         raise ConfigError(f"the configuration cannot be composed: {error}{cause}") from error

@@ -21,9 +21,19 @@ from typing import Any, Literal, Self
 from vla_mot.data import checks
 from vla_mot.data.content import tree_digest
 from vla_mot.errors import ConfigError, DatasetError, nearest, unknown_name
-from vla_mot.options import at_least
+from vla_mot.options import at_least, within
 from vla_mot.robots.catalog import embodiment_of
 from vla_mot.robots.embodiment import Embodiment
+
+_MOST_EXPONENT = 10
+_MOST = 1e15
+"""The greatest exponent, and the greatest weight or share: beyond, products of them are no numbers any more."""
+
+
+def _positive(name: str, value: float, instead: str) -> None:
+    if not 0 < value <= _MOST:
+        hint = f"; {instead}" if value == 0 else ""
+        raise ConfigError(f"{name} must be positive and at most {_MOST:g}, got {value}{hint}.")
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,8 @@ class Group:
     declared: Declared | None = None
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ConfigError(f"weight must be positive, got {self.weight}; leave the group out instead.")
-        at_least(0, {"exponent": self.exponent})
+        _positive("weight", self.weight, "leave the group out instead")
+        within(0, _MOST_EXPONENT, {"exponent": self.exponent})
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -84,8 +93,7 @@ class Override:
     skip: bool = False
 
     def __post_init__(self) -> None:
-        if not self.share > 0:
-            raise ConfigError(f"share must be positive, got {self.share}; write skip: true to leave it out.")
+        _positive("share", self.share, "write skip: true to leave it out")
 
 
 @dataclass(frozen=True)
