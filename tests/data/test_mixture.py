@@ -240,6 +240,15 @@ def test_a_robot_without_a_rate_has_that_of_its_datasets_and_none_where_they_dif
         rated(tmp_path / "three", 20, a=20, b=10)
 
 
+def test_an_inferred_robot_is_one_at_all_rates(tmp_path):
+    for name, rate in {"a": 10, "b": 20, "c": 20}.items():
+        bare_dataset(tmp_path / name, fps=rate)
+    (robot,) = resolve(tmp_path, {"all": group("*")}).embodiments
+    assert (robot.name, robot.fps) == ("so100", None)
+    (robot,) = resolve(tmp_path, {"all": group(("b", "c"))}).embodiments
+    assert robot == infer_embodiment(so100() | {"fps": 20})
+
+
 def test_every_robot_is_listed_once_by_name(tmp_path):
     franka = LAYOUTS["franka"] | {"robot_type": "Franka"}
     bare_dataset(tmp_path / "a", info=so100())

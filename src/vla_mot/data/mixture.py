@@ -161,15 +161,18 @@ class Mixture:
         found: dict[str, Embodiment] = {}
         rates: dict[str, set[float | None]] = {}
         for entry in self.entries:
-            robot = entry.robot
+            robot = replace(entry.robot, fps=None)  # a generic one has the rate of its own dataset
             if found.setdefault(robot.name, robot) != robot:
                 raise ConfigError(
                     f"two robots of different layout are called {robot.name!r}, one of them in dataset {entry.name!r}; "
                     "save their YAML (vla-mot data inspect) under two names, list both in data.embodiments, and name "
                     "them in data.datasets."
                 )
-            rates.setdefault(robot.name, set()).add(entry.fps)
-        return tuple(_at_rate(found[name], rates[name]) for name in sorted(found))
+            rates.setdefault(robot.name, set()).add(entry.robot.fps or entry.fps)
+        return tuple(
+            replace(found[name], fps=next(iter(rates[name])) if len(rates[name]) == 1 else None)
+            for name in sorted(found)
+        )
 
     def require_data(self) -> Self:
         """Raise DatasetError unless every dataset is there, not only declared."""
@@ -195,10 +198,6 @@ class Mixture:
             }
             for entry in self.entries
         ]
-
-
-def _at_rate(robot: Embodiment, rates: set[float | None]) -> Embodiment:
-    return robot if robot.fps else replace(robot, fps=next(iter(rates)) if len(rates) == 1 else None)
 
 
 def resolve_mixture(config: MixtureConfig) -> Mixture:
