@@ -61,6 +61,11 @@ def test_what_workers_hold_and_what_comes_out(vla_mot, words):
     assert float(whole.split("those asked for by ")[1].split()[0]) > 0.1
 
 
+def test_one_worker_holds_all(vla_mot, words):
+    out = vla_mot(*words).out
+    assert "exact: 1 shard for 1 worker; a worker holds 3 datasets, 14,800 frames" in out
+
+
 def test_the_papers_mixture_is_shown_without_its_data(vla_mot):
     said = vla_mot("data", "mixture", "data=a1_pretrain", "ranks=64", "data.workers=8")
     assert said.code == 0, said.err

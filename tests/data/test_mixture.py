@@ -133,6 +133,8 @@ def test_a_dataset_that_does_not_fit_its_robot_is_named(root):
     ("told", "message"),
     [
         ({"wieght": 1.0}, "unknown key 'data.groups.x.wieght'. Did you mean 'data.groups.x.weight'?"),
+        ({"pattern": [], "weight": 1}, "pattern must name datasets, e.g. 'robotwin/*', got ()."),
+        ({"pattern": "", "weight": 1}, "pattern must name datasets, e.g. 'robotwin/*', got ''."),
         ({"weight": 0}, "weight must be positive and at most 1e+15, got 0.0; leave the group out instead."),
         ({"weight": float("inf")}, "weight must be positive and at most 1e+15, got inf."),
         ({"weight": float("nan")}, "weight must be positive and at most 1e+15, got nan."),
@@ -178,6 +180,20 @@ def test_links_are_followed_and_circles_end(tmp_path):
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "mine" / "linked")
     os.symlink(tmp_path / "root", tmp_path / "root" / "mine" / "circle")
     assert find_datasets(tmp_path / "root") == ("mine/linked/a",)
+
+
+@pytest.mark.parametrize("names", ["xcmbz", "zbmcx"])
+def test_of_several_links_the_first_by_name_is_the_dataset(tmp_path, names):
+    bare_dataset(tmp_path / "elsewhere" / "a")
+    (tmp_path / "root").mkdir()
+    for name in names:  # a file system may list them in this order, in the reverse, or in one of its own
+        os.symlink(tmp_path / "elsewhere", tmp_path / "root" / name)
+    assert find_datasets(tmp_path / "root") == ("b/a",)
+
+
+def test_without_groups_a_folder_of_datasets_asks_for_them(root):
+    with pytest.raises(DatasetError, match=r"is not a LeRobot dataset.*data.groups of a mixture"):
+        resolve_mixture(MixtureConfig(root))
 
 
 def test_without_groups_the_root_is_the_one_dataset(root):
@@ -247,6 +263,15 @@ def test_an_inferred_robot_is_one_at_all_rates(tmp_path):
     assert (robot.name, robot.fps) == ("so100", None)
     (robot,) = resolve(tmp_path, {"all": group(("b", "c"))}).embodiments
     assert robot == infer_embodiment(so100() | {"fps": 20})
+
+
+def test_two_layouts_of_one_name_are_refused(tmp_path):
+    bare_dataset(tmp_path / "a")
+    bare_dataset(tmp_path / "b", info=LAYOUTS["franka"] | {"robot_type": "so100"})
+    with pytest.raises(
+        ConfigError, match=r"two robots of different layout are called 'so100', .* dataset 'b'"
+    ):
+        resolve(tmp_path, {"all": group("*")})
 
 
 def test_every_robot_is_listed_once_by_name(tmp_path):

@@ -123,10 +123,21 @@ def _show_assignment(mixture: Mixture, assignment: Assignment, asked: MixtureCom
         for worker in range(workers)
     ]
     console.print(
-        f"assignment  {asked.data.assignment}: {shards} shards for {workers} workers; a worker holds "
-        f"{min(map(len, held))} to {max(map(len, held))} datasets, {min(frames):,.0f} to {max(frames):,.0f} frames"
+        f"assignment  {asked.data.assignment}: {_some(shards, 'shard')} for {_some(workers, 'worker')}; a worker holds "
+        f"{_span(map(len, held), 'dataset')}, {_span(frames, 'frame')}"
     )
     console.print(f"realised    weights differ from those asked for by {off:.2g} of them at most")
+
+
+def _some(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def _span(counts: Iterable[float], thing: str) -> str:
+    """The least and the most of several counts, or the one that all are."""
+    whole = [round(count) for count in counts]
+    least, most = min(whole), max(whole)
+    return _some(most, thing) if least == most else f"{least:,} to {_some(most, thing)}"
 
 
 def _table(first: str, numbers: Sequence[str]) -> Table:

@@ -70,6 +70,8 @@ class Group:
     declared: Declared | None = None
 
     def __post_init__(self) -> None:
+        if not self.patterns or not all(self.patterns):
+            raise ConfigError(f"pattern must name datasets, e.g. 'robotwin/*', got {self.pattern!r}.")
         _positive("weight", self.weight, "leave the group out instead")
         within(0, _MOST_EXPONENT, {"exponent": self.exponent})
 
@@ -203,8 +205,9 @@ class Mixture:
 def resolve_mixture(config: MixtureConfig) -> Mixture:
     """Find the datasets of a mixture and give each its weight.
 
-    Raises ConfigError for a group that matches nothing, a dataset in two groups, an override of an unknown dataset or
-    an unknown robot; DatasetError for datasets that are no LeRobot v3 datasets or do not fit their embodiment.
+    Raises ConfigError for a group that matches nothing, a dataset in two groups, an override of an unknown dataset,
+    an unknown robot or two of one name; DatasetError for datasets that are no LeRobot v3 datasets or do not fit their
+    embodiment.
     """
     if config.root is None:
         return _declared(config)
@@ -212,12 +215,23 @@ def resolve_mixture(config: MixtureConfig) -> Mixture:
         return Mixture((_only(config.root, config),))
     found = [_entry(config, name, group) for name, group in sorted(_owners(config).items())]
     shares = _shares(config, found, _masses(config, found))
-    return Mixture(tuple(replace(entry, weight=share) for entry, share in zip(found, shares, strict=True)))
+    mixture = Mixture(tuple(replace(entry, weight=share) for entry, share in zip(found, shares, strict=True)))
+    assert mixture.embodiments  # raises where two layouts go by one name
+    return mixture
 
 
 def _only(root: Path, config: MixtureConfig) -> Entry:
     """The one dataset of a mixture without groups."""
-    return _described(root.name, root, "", _info(root), "auto", config)
+    try:
+        info = _info(root)
+    except DatasetError as error:
+        if not root.is_dir() or (root / "meta" / "info.json").is_file():
+            raise
+        raise DatasetError(
+            f"{error} If datasets lie in it, say which of them in data.groups of a mixture (data=mixture), e.g. "
+            "'data.groups={all: {pattern: \"*\", weight: 1}}'."
+        ) from error
+    return _described(root.name, root, "", info, "auto", config)
 
 
 def _declared(config: MixtureConfig) -> Mixture:
@@ -256,7 +270,9 @@ def find_datasets(root: Path) -> tuple[str, ...]:
         if "meta" in inside and (Path(folder) / "meta" / "info.json").is_file():
             found.append(Path(folder).relative_to(root).as_posix())
             inside.clear()  # its videos hold no datasets
-        inside[:] = [name for name in inside if not name.startswith(".")]
+        inside[:] = sorted(
+            name for name in inside if not name.startswith(".")
+        )  # of two links, always the same one
     return tuple(sorted(found))
 
 
