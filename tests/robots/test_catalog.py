@@ -110,6 +110,8 @@ def test_what_clashes_is_refused(write, files, message):
         (None, "my_arm.yaml cannot be read: No such file or directory. Did you mean 'my_arms.yaml'?"),
         (b"a: [", "my_arm.yaml is no YAML"),
         (b"\xff\xfe\x00", "my_arm.yaml is no YAML"),
+        (b"name: a\nfps: 10\nname: b\n", "my_arm.yaml is no YAML: key 'name' is given twice\n  in"),
+        (b"state: [{key: a, names: [x], key: b}]", "key 'key' is given twice"),
         (b"- 1", "my_arm.yaml: embodiment: expected a group of keys"),
         (b"", "my_arm.yaml: embodiment: expected a group of keys"),
     ],

@@ -42,6 +42,13 @@ def test_the_yaml_form_round_trips():
             {"state": [{"key": "s", "name": ["a"]}]},
             "unknown key 'embodiment.state[0].name'. Did you mean 'embodiment.state[0].names'?",
         ),
+        ({"cameras": ["head", "hand", "head"]}, "'two_arms' lists image feature 'head' twice"),
+        ({"state": [SPEC["state"][0]] * 2}, "'two_arms' lists state feature 'states.joint' twice"),
+        ({"action": [SPEC["action"][1]] * 2}, "'two_arms' lists action feature 'actions.gripper' twice"),
+        (
+            {"state": [SPEC["state"][0] | {"delta": [False, True]}]},
+            "state feature 'states.joint' has delta: true; only an action is relative",
+        ),
         ({"state": []}, "action dimension 1 is a delta, but the state has only 0 dimensions"),
     ],
 )

@@ -31,11 +31,25 @@ def load_embodiment(path: Path | str) -> Embodiment:
         ) from error
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML itself takes the last of several equal keys; of two lists of joints, which is meant nobody knows."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 @lru_cache(maxsize=256)
 def _read(path: Path, changed: int, size: int) -> Embodiment:
     """Read a file once, however many datasets ask for it; again when it `changed`."""
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"embodiment file {path} is no YAML: {error}") from error
     try:

@@ -79,11 +79,26 @@ class Embodiment:
                 f"embodiment {self.name!r} has no camera, got {list(self.cameras)}; name the image feature of at least "
                 "one slot under `cameras` in its YAML."
             )
+        self._require_once("image feature", [key for _, key in self.present_cameras])
+        self._require_once("state feature", [field.key for field in self.state])
+        self._require_once("action feature", [field.key for field in self.action])
+        if relative := [field.key for field in self.state if any(field.delta)]:
+            raise ConfigError(
+                f"embodiment {self.name!r}: state feature {relative[0]!r} has delta: true; only an action is relative "
+                "to the state. Take `delta` out of it in its YAML."
+            )
         deepest = max((i for i, delta in enumerate(self.delta_mask) if delta), default=-1)
         if deepest >= self.state_dim:
             raise ConfigError(
                 f"embodiment {self.name!r}: action dimension {deepest} is a delta, but the state has only "
                 f"{self.state_dim} dimensions to be relative to. Fix `delta` in its YAML."
+            )
+
+    def _require_once(self, kind: str, keys: list[str]) -> None:
+        """Raise ConfigError for a feature that is listed twice."""
+        if twice := [key for place, key in enumerate(keys) if key in keys[:place]]:
+            raise ConfigError(
+                f"embodiment {self.name!r} lists {kind} {twice[0]!r} twice; each feature has one place. Fix its YAML."
             )
 
     @property
