@@ -100,6 +100,21 @@ def test_all_problems_are_listed_and_what_fits_is_shown(copied):
     assert found.source is not None and found.source.cameras == (HEAD,)
 
 
+def test_dimensions_in_another_order_are_one_problem_and_what_fits_is_shown(copied):
+    names = ["y", "x", "gripper"]
+    action = {"key": "action", "names": names, "units": ["m"] * 3, "delta": [False] * 3}
+    (copied.parent / "toy.yaml").write_text(embodiment_yaml(toy_embodiment(action=[action])))
+    found = look_at(copied)
+    assert found.problems == (
+        "action feature 'action' has its dimensions in the order x, y, gripper, the embodiment in the order "
+        "y, x, gripper",
+    )
+    assert {d.feature for d in found.dimensions if d.low is not None} == {
+        "observation.state",
+        "observation.gripper",
+    }
+
+
 def test_an_unknown_robot_is_shown_as_inferred(copied):
     edit_info(copied, robot_type="walker")
     found = look_at(copied, "auto")

@@ -187,7 +187,10 @@ def _fitting(info: Mapping[str, Any], embodiment: Embodiment) -> Embodiment | No
 
     def fits(field: Field) -> bool:
         spec = features.get(field.key)
-        return spec is not None and not is_camera(spec) and feature_width(spec) == len(field.names)
+        if spec is None or is_camera(spec) or feature_width(spec) != len(field.names):
+            return False
+        told = dimension_names(spec)  # other names may mean the same; in another order they do not
+        return told == field.names or sorted(told) != sorted(field.names)
 
     state = tuple(field for field in embodiment.state if fits(field))
     action = tuple(field for field in embodiment.action if fits(field))
