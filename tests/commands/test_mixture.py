@@ -46,6 +46,23 @@ def test_groups_and_datasets_with_weights_hours_and_epochs(vla_mot, words):
     assert "epochs after 100 steps of 40 samples" in said.out
 
 
+def test_epochs_count_the_frames_that_are_not_held_out(vla_mot, words):
+    said = vla_mot(*words, "data.validation_fraction=0.25")
+    assert said.code == 0, said.err
+    told = rows(said.out)
+    assert told["arms"] == [["0.7500", "2", "4,000", "0.04", "0.938"]], "2 of 10 episodes are held out"
+    assert told["people/c"] == [["so100", "0.250000", "10,800", "30", "0.10", "0.123"]], "1 of 4"
+    assert "a worker holds 3 datasets, 11,300 frames" in said.out
+    assert "samples, over what is not held out" in " ".join(said.out.split())
+    said = vla_mot(*words, "data.validation_fraction=0.95")
+    assert (said.code, "dataset arms/a: 10 episodes cannot be split" in said.err) == (2, True)
+
+
+def test_declared_frames_are_held_out_too(vla_mot):
+    said = vla_mot("data", "mixture", "data=a1_pretrain", "data.validation_fraction=0.5")
+    assert rows(said.out)["robotwin"][0][-1] == "3.37"
+
+
 def test_no_more_rows_than_asked_for(vla_mot, words):
     told = rows(vla_mot(*words, "rows=1").out)
     assert [name for name in told if "/" in name] == ["arms/b"]

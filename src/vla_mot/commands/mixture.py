@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vla_mot.commands.settings import section
 from vla_mot.commands.training_settings import DataConfig
 from vla_mot.data.assignment import Assignment, shards_of
 from vla_mot.data.mixture import Entry, Mixture, resolve_mixture
+from vla_mot.data.recipe import SplitConfig
 from vla_mot.errors import ConfigError
 from vla_mot.options import at_least
 from vla_mot.robots.embodiment import Embodiment
@@ -70,6 +72,8 @@ def _groups(mixture: Mixture, asked: MixtureCommand) -> Table:
     table.add_section()
     table.add_row("all", *_numbers(mixture.entries, str(len(mixture.entries)), asked))
     table.title = f"Mixture, epochs after {asked.steps:,} steps of {asked.batch_size} samples"
+    if asked.data.validation_fraction:
+        table.title += ", over what is not held out"
     return table
 
 
@@ -80,8 +84,21 @@ def _numbers(entries: Sequence[Entry], count: str, asked: MixtureCommand) -> lis
         count,
         f"{frames:,}",
         _hours(entries),
-        f"{weight * asked.samples / frames:.3g}",
+        f"{weight * asked.samples / sum(_training_frames(e, asked.data.split) for e in entries):.3g}",
     ]
+
+
+def _training_frames(entry: Entry, split: SplitConfig) -> float:
+    """Those that are not held out, as if all episodes of a dataset were equally long: only their number is known."""
+    try:
+        return entry.frames * _training_share(entry.episodes, split)
+    except ConfigError as error:
+        raise ConfigError(f"dataset {entry.name}: {error}") from error
+
+
+@lru_cache(maxsize=4096)
+def _training_share(episodes: int | None, split: SplitConfig) -> float:
+    return 1 - split.fraction if episodes is None else len(split.episodes(episodes)[0]) / episodes
 
 
 def _hours(entries: Iterable[Entry]) -> str:
@@ -93,7 +110,7 @@ def _datasets(mixture: Mixture, asked: MixtureCommand) -> Table:
     table = _table("dataset", ("robot", "weight", "frames", "fps", "hours", "epochs"))
     shown = sorted(mixture.entries, key=lambda entry: (-entry.weight, entry.name))[: asked.rows]
     for entry in shown:
-        epochs = entry.weight * asked.samples / entry.frames
+        epochs = entry.weight * asked.samples / _training_frames(entry, asked.data.split)
         table.add_row(
             entry.name,
             entry.robot.name,
@@ -116,7 +133,7 @@ def _show_assignment(mixture: Mixture, assignment: Assignment, asked: MixtureCom
     held = [assignment.datasets_of(shards_of(worker, workers, shards)) for worker in range(workers)]
     frames = [
         sum(
-            (stop - start) * mixture.entries[dataset].frames
+            (stop - start) * _training_frames(mixture.entries[dataset], asked.data.split)
             for dataset, spans in assignment.spans(shards_of(worker, workers, shards)).items()
             for start, stop in spans
         )
