@@ -11,7 +11,9 @@ BLOCKED = f"import sys; sys.modules |= dict.fromkeys({ABSENT!r}); "
 RUN = "from vla_mot.commands.main import main; sys.exit(main(sys.argv[1:]))"
 
 
-@pytest.mark.parametrize("words", [["info"], ["verify"], ["convert", "output=copy"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words", [["info"], ["verify"], ["convert", "output=copy"]], ids=lambda words: words[0]
+)
 def test_it_runs(words, repository, tmp_path):
     checkpoint = f"checkpoint={repository / 'tests/goldens/nano'}"
     done = subprocess.run(

@@ -124,7 +124,10 @@ def swap_video(root: Path) -> None:
             lambda root: next(root.glob("videos/*/*top/*1.mp4")).write_bytes(b"x" * 999),
             "converter failed on .*copy",
         ),
-        (lambda root: change_info(root, total_frames=30), "converter made of it differ: .*29 frames of 3 .*says 30"),
+        (
+            lambda root: change_info(root, total_frames=30),
+            "converter made of it differ: .*29 frames of 3 .*says 30",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_said_and_leaves_nothing(copy, damage, message):

@@ -126,7 +126,8 @@ def test_the_same_parts_give_the_same_bits_however_they_are_listed(source):
     chunks = Chunks("abs", 5)
     parts = {name: count_dataset(source, chunks, [number]) for number, name in enumerate("abcd")}
     listed = [
-        merge_partials(toy_embodiment(), chunks, {name: parts[name] for name in order}) for order in ("abcd", "dcab")
+        merge_partials(toy_embodiment(), chunks, {name: parts[name] for name in order})
+        for order in ("abcd", "dcab")
     ]
     assert listed[0].to_dict() == listed[1].to_dict()
 
