@@ -1,9 +1,11 @@
 """Batches of several robots, made by one process or several, whole or with holes."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -141,6 +143,39 @@ def test_a_killed_worker_is_a_clear_error(mixed):
         for _ in range(50):
             next(batches)
     assert prefetch_threads() == []
+
+
+@pytest.mark.multiprocess
+def test_workers_end_with_a_trainer_that_is_killed(mixed):
+    """Nobody else ends them: the fork server that forked them lives as long as they do."""
+    trainer = multiprocessing.get_context("spawn").Process(target=_train, args=(mixed.loader(workers=2),))
+    trainer.start()
+    assert wait_until(lambda: len(children(trainer.pid)) == 2, seconds=120)
+    workers = children(trainer.pid)
+    trainer.kill()
+    trainer.join()
+    assert wait_until(lambda: not any(alive(pid) for pid in workers), seconds=30)
+
+
+def _train(loader) -> None:
+    for _ in loader.batches(0):
+        time.sleep(0.1)
+
+
+def wait_until(true, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    return true()
+
+
+def alive(pid: int) -> bool:
+    """False for a process that ended and was not asked for its status yet, too."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(me: int | None = None) -> list[int]:

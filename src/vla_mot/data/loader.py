@@ -4,7 +4,9 @@ The workers are those of torch's DataLoader, started by a fork server that has i
 that has opened nothing yet costs next to no memory of its own.
 """
 
+import gc
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -146,6 +148,16 @@ def _set_up(worker: int) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all processes; the trainer decides when to stop
+    gc.freeze()  # a collection writes to every object that came with the fork, and so copies it: 100 MiB a worker
+    threading.Thread(target=_end_with_trainer, name="trainer-watch", daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """Torch's own watch looks at the process that forked this one: the fork server, which ends after its workers."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "runs in a data worker"
+    trainer.join()
+    os._exit(1)
 
 
 def _listed(numbers: Tensor, most: int = 16) -> str:
