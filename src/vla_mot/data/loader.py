@@ -115,7 +115,11 @@ class Loader:
                 part = next(arriving)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:  # a worker that is gone; our own arrive as values
+            except (
+                RuntimeError,
+                OSError,
+                EOFError,
+            ) as error:  # a worker that is gone; our own arrive as values
                 raise DataWorkerError(
                     f"a data worker died: {error} Was it killed, or is the machine out of memory? Fewer data.workers, "
                     "or a smaller data.most_open, need less."
