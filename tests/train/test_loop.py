@@ -17,6 +17,7 @@ from vla_mot.hub.tensors import Weights
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import Progress, find_checkpoint
+from vla_mot.train.config import ParallelConfig
 from vla_mot.train.log import read_log
 from vla_mot.train.loop import Trainer
 
@@ -200,7 +201,10 @@ def test_unfinished_checkpoint_is_never_taken_for_a_whole_one(tmp_path: Path) ->
 
 
 def test_gradient_checkpointing_trains_the_same(tmp_path: Path) -> None:
-    plain, thrifty = trainer(tmp_path / "a"), trainer(tmp_path / "b", gradient_checkpointing=True)
+    plain, thrifty = (
+        trainer(tmp_path / "a"),
+        trainer(tmp_path / "b", parallel=ParallelConfig(recompute="full")),
+    )
     plain.run()
     thrifty.run()
     assert thrifty.model.stack.gradient_checkpointing

@@ -59,7 +59,7 @@ class Trainer:
         described: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model.to(config.device)
-        self.model.stack.gradient_checkpointing = config.gradient_checkpointing
+        self.model.stack.gradient_checkpointing = config.parallel.recompute != "none"
         self.spec, self.stream, self.validation = spec, stream, validation
         self.config, self.run_folder, self.described = config, run, described
         self.optimizers = Optimizers(self.model, config)
