@@ -45,7 +45,8 @@ def ours(setup: Setup) -> Callable[[], Batches]:
     from vla_mot.data.assignment import assign_exact
     from vla_mot.data.frames import FramesConfig
     from vla_mot.data.loader import Loader
-    from vla_mot.data.mixture import Group, MixtureConfig, resolve_mixture
+    from vla_mot.data.mixture import resolve_mixture
+    from vla_mot.data.mixture_config import Group, MixtureConfig
     from vla_mot.data.recipe import Recipe
     from vla_mot.data.windows import WindowConfig
     from vla_mot.robots.processor import Processor

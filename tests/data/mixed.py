@@ -13,7 +13,8 @@ from tests.data.conftest import SIZE, TASKS, square, toy_embodiment
 from vla_mot.data.assignment import assign_exact
 from vla_mot.data.frames import FramesConfig
 from vla_mot.data.loader import Loader
-from vla_mot.data.mixture import Group, Mixture, MixtureConfig, resolve_mixture
+from vla_mot.data.mixture import Mixture, resolve_mixture
+from vla_mot.data.mixture_config import Group, MixtureConfig
 from vla_mot.data.recipe import Recipe, SplitConfig
 from vla_mot.data.recorder import dataset_features, record_dataset
 from vla_mot.data.source import Source

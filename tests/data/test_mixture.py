@@ -7,15 +7,8 @@ import pytest
 from tests.composed import composed
 from tests.data.bare import bare_dataset
 from tests.robots.layouts import LAYOUTS, info, so100, vector, video
-from vla_mot.data.mixture import (
-    Declared,
-    Group,
-    Mixture,
-    MixtureConfig,
-    Override,
-    find_datasets,
-    resolve_mixture,
-)
+from vla_mot.data.mixture import Mixture, find_datasets, resolve_mixture
+from vla_mot.data.mixture_config import Declared, Group, MixtureConfig, Override
 from vla_mot.errors import ConfigError, DatasetError
 from vla_mot.options import section
 from vla_mot.robots.generic import embodiment_yaml, infer_embodiment

@@ -17,7 +17,8 @@ from tests.data.mixed import VIEW, tokenize
 from tests.data.test_stream import same
 from vla_mot.data.assignment import Piece, assign_exact, rows
 from vla_mot.data.frames import FramesConfig
-from vla_mot.data.mixture import MixtureConfig, resolve_mixture
+from vla_mot.data.mixture import resolve_mixture
+from vla_mot.data.mixture_config import MixtureConfig
 from vla_mot.data.recipe import Recipe, SplitConfig
 from vla_mot.data.recorder import dataset_features, record_dataset
 from vla_mot.data.source import Source

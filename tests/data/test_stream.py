@@ -10,7 +10,8 @@ from vla_mot.batch import Batch
 from vla_mot.data.assignment import Piece, assign_exact
 from vla_mot.data.frames import FramesConfig
 from vla_mot.data.loader import Loader
-from vla_mot.data.mixture import MixtureConfig, resolve_mixture
+from vla_mot.data.mixture import resolve_mixture
+from vla_mot.data.mixture_config import MixtureConfig
 from vla_mot.data.recipe import Recipe
 from vla_mot.data.stream import SampleStream, StreamConfig
 from vla_mot.data.windows import WindowConfig

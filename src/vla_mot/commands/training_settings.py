@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vla_mot.commands.devices import require_device
 from vla_mot.commands.settings import section
 from vla_mot.data.frames import FramesConfig
-from vla_mot.data.mixture import Group, MixtureConfig, Override
+from vla_mot.data.mixture_config import Group, MixtureConfig, Override
 from vla_mot.data.recipe import SplitConfig
 from vla_mot.errors import ConfigError
 from vla_mot.hub.spec import SamplerConfig
