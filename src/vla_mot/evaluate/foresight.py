@@ -36,6 +36,9 @@ from vla_mot.evaluate.intervals import Interval, percentile_interval, resampled
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.images import to_bytes, to_unit
 
+MOVING = 0.5
+"""Change of a latent cell that counts as moving, in the units of the latents (the DCT tokenizer's deviate by 1)."""
+
 
 @torch.no_grad()
 def mean_future_latents(model: VlaMotModel, batches: Iterable[Batch]) -> Tensor:
@@ -60,7 +63,7 @@ def score_foresight(
     view_names: Sequence[str],
     *,
     offset_frames: int | None = None,
-    threshold: float = 0.5,
+    threshold: float = MOVING,
     num_examples: int = 4,
     seed: int = 0,
 ) -> ForesightReport:
@@ -77,7 +80,7 @@ def score_foresight(
     for batch, episodes in batches:
         batch = batch.to(_device(model))
         latents = _predictions(model, batch, mean_latents)
-        moved = _moving_cells(latents, batch, threshold)
+        moved = moving_cells(latents["truth"], latents["copy_last"], batch.future_mask, threshold)
         sums.add(latents, _picture_errors(model, batch, latents), moved, episodes)
         album.add(model, batch, latents, moved, episodes)
     if not sums.samples:
@@ -117,21 +120,24 @@ def without_history(observation: Observation) -> Observation:
     return replace(observation, images=present.expand_as(observation.images))
 
 
-def _moving_cells(latents: dict[str, Tensor], batch: Batch, threshold: float) -> Tensor:
-    """`(B, V, h, w)` bool: cells of real views with a real future that change by more than the threshold."""
-    change = (latents["truth"] - latents["copy_last"]).square().mean(2).sqrt()
-    return (change > threshold) & batch.future_mask[:, :, None, None]
+def moving_cells(truth: Tensor, present: Tensor, future_mask: Tensor, threshold: float = MOVING) -> Tensor:
+    """`(B, V, h, w)` bool: cells of real views with a real future that change by more than the threshold.
+
+    truth, present: latents `(B, V, C, h, w)` of frames t + m and t. future_mask: `(B, V)` of the batch.
+    """
+    change = (truth - present).square().mean(2).sqrt()
+    return (change > threshold) & future_mask[:, :, None, None]
 
 
 def _picture_errors(model: VlaMotModel, batch: Batch, latents: dict[str, Tensor]) -> Tensor:
     """Mean squared error `(M, B, V)` of the decoded pictures in [0, 1] against the true future frames."""
-    truth = _true_pictures(model, batch.future)
+    truth = true_pictures(model, batch.future)
     return torch.stack(
         [(model.decode_latents(latents[name]) - truth).square().mean((2, 3, 4)) for name in METHODS]
     )
 
 
-def _true_pictures(model: VlaMotModel, frames: Tensor) -> Tensor:
+def true_pictures(model: VlaMotModel, frames: Tensor) -> Tensor:
     """Frames `(B, V, 3, H, W)` in [0, 1] at the size that the tokenizer decodes to."""
     unit = to_unit(frames)
     size = model.tokenizer.image_size
@@ -230,9 +236,9 @@ class _Album:
         one = slice(row, row + 1)
         frames = batch.observation.images
         pictures = {
-            "past": _true_pictures(model, frames[one, :, 0]),
-            "present": _true_pictures(model, frames[one, :, 1]),
-            "future": _true_pictures(model, batch.future[one]),
+            "past": true_pictures(model, frames[one, :, 0]),
+            "present": true_pictures(model, frames[one, :, 1]),
+            "future": true_pictures(model, batch.future[one]),
             "foreseen": model.decode_latents(latents["foresight"][one]),
             "no_history": model.decode_latents(latents["no_history"][one]),
         }

@@ -124,6 +124,26 @@ class SafetyConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Who hears of a run besides its `log.jsonl` and its `pictures/`.
+
+    writers: any of `tensorboard`, `wandb` and `trackio`; the last two are the extra `tracking`.
+    project, name: of the last two; without a name the run's folder has it.
+    offline: wandb writes into the run's folder only, to be sent later by `wandb sync`. Trackio always stays here.
+    """
+
+    writers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "vla_mot"
+    name: str | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        twice = [name for place, name in enumerate(self.writers) if name in self.writers[:place]]
+        if twice:
+            raise ConfigError(f"train.log.writers lists {twice[0]!r} twice.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Optimisation, averaging and bookkeeping of one run.
 
@@ -136,7 +156,8 @@ class TrainConfig:
     action_draws: K noise draws per sample that share its prefix.
     ema_decay: of the averaged weights that are saved for inference; 0 turns averaging off.
     log_every, val_every, save_every: in steps. keep_checkpoints: how many of the newest stay.
-    val_samples: samples of the validation set that are scored.
+    val_samples: samples of the validation set that are scored. val_open_loop: of these, how many are sampled and
+        foreseen as on the robot, which costs more; val_pictures: and how many of those are shown.
     keep_every: checkpoints of multiples of so many steps stay as well. keep_best: and the one that validated best.
     save_async: checkpoints are written beside the next steps, from a copy of the state.
     insulate: the action loss sends no gradient through the keys and values of understanding and generation.
@@ -162,6 +183,8 @@ class TrainConfig:
     save_every: int = 1000
     keep_checkpoints: int = 2
     val_samples: int = 512
+    val_open_loop: int = 64
+    val_pictures: int = 4
     keep_every: int | None = None
     keep_best: bool = False
     save_async: bool = False
@@ -170,10 +193,11 @@ class TrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         at_least(1, self._named(*_COUNTS))
-        at_least(0, self._named("seed", *_AMOUNTS))
+        at_least(0, self._named("seed", "val_open_loop", "val_pictures", *_AMOUNTS))
         for name, value in self._named("lr", *_AMOUNTS).items():
             if not math.isfinite(value):
                 raise ConfigError(f"{name} must be finite, got {value}.")

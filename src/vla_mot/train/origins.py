@@ -9,11 +9,15 @@ MOST_DATASETS = 64
 
 @dataclass(frozen=True)
 class Origin:
-    """One dataset of a mixture, at the place that `Batch.origin[:, 0]` gives: its name, its group, its robot's name."""
+    """One dataset of a mixture, at the place that `Batch.origin[:, 0]` gives.
+
+    embodiment: the name of its robot. cameras: the robot's, by slot.
+    """
 
     dataset: str
     group: str
     embodiment: str
+    cameras: tuple[str | None, ...] = ()
 
 
 def labels(origins: Sequence[Origin]) -> Mapping[str, tuple[int, ...]]:

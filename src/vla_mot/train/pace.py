@@ -84,5 +84,5 @@ def matmul_ceiling(device: str, precision: str) -> float:
 
 
 def _finish(kind: str) -> None:
-    if kind == "cuda":
-        torch.cuda.synchronize()
+    if kind != "cpu":
+        torch.accelerator.synchronize()
