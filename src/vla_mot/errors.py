@@ -6,6 +6,8 @@ caller who does not know vla_mot can still catch them; the commands print them w
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from signal import Signals
 
 
 class ConfigError(ValueError):
@@ -24,8 +26,23 @@ class DataWorkerError(RuntimeError):
     """A process that prepares batches died. Nothing is lost: the run goes on from its newest checkpoint."""
 
 
+class JobError(RuntimeError):
+    """A job that was submitted to a cluster ended without a result; its own message says why."""
+
+
 class NonFiniteLossError(ValueError):
     """A loss or gradient became NaN or infinite; the message names the batch and the last good checkpoint."""
+
+
+class TrainingStoppedError(RuntimeError):
+    """A run that was asked to stop did, between two steps.
+
+    asked: the signal. step: optimizer steps done. checkpoint: the folder that holds all of them.
+    """
+
+    def __init__(self, asked: Signals, step: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {asked.name} after step {step}, which is kept in {checkpoint}")
+        self.asked, self.step, self.checkpoint = asked, step, checkpoint
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

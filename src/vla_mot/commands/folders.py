@@ -14,11 +14,15 @@ import yaml
 from vla_mot.errors import CheckpointError, ConfigError, nearest
 
 CONFIG_NAME = "config.yaml"
+LAUNCH = "launch"  # in a run's folder: what started its ranks, and what they print
 _POLICY = ("", "pretrained_model", "checkpoints/last/pretrained_model", "policy")
 
 
-def require_unused(folder: Path, hint: str = "") -> None:
-    """Raise ConfigError unless `folder` is absent or empty, and has a name that another one can stand in for."""
+def require_unused(folder: Path, hint: str = "", *, besides: str | None = None) -> None:
+    """Raise ConfigError unless `folder` is absent or empty, and has a name that another one can stand in for.
+
+    besides: the name of what may be in it all the same.
+    """
     if not folder.name:
         raise ConfigError(
             f"output={folder} has no name; give a folder of its own, for example output=outputs/new."
@@ -30,7 +34,7 @@ def require_unused(folder: Path, hint: str = "") -> None:
         )
     if folder.is_file():
         raise ConfigError(f"output {folder} is a file; a folder is needed.")
-    if folder.is_dir() and (held := sorted(path.name for path in folder.iterdir())):
+    if folder.is_dir() and (held := sorted(path.name for path in folder.iterdir() if path.name != besides)):
         shown = ", ".join(held[:4]) + (", …" if len(held) > 4 else "")
         raise ConfigError(
             f"output folder {folder} is already used (it holds {shown}). Choose another output=…, or remove it.{hint}"

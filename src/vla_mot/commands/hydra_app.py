@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vla_mot.commands import launching
 from vla_mot.commands.manual import Command
 from vla_mot.conf_dir import conf_dir
 from vla_mot.errors import ConfigError, nearest, unknown_name
@@ -42,15 +43,20 @@ def run_command(command: Command, arguments: list[str], task: Task) -> None:
     options = _parser(command).parse_intermixed_args(arguments)
     options.overrides = [spelled_out(command, word) for word in options.overrides]
     overlay = _overlay(options.config_dir)
+    parsed = _parsed(options.overrides)
+    launcher = launching.chosen(parsed, _folders(overlay), multirun=options.multirun)
     check_overrides(command.config, options.overrides, overlay, multirun=options.multirun)
+    if options.multirun:
+        options.overrides += launching.additions(parsed, command.config, launcher=launcher)
 
     def run_once(config: DictConfig) -> None:
         plain = _resolved(config)
         if HydraConfig.get().mode is RunMode.MULTIRUN and plain.get("output") is not None:
             plain["output"] = HydraConfig.get().runtime.output_dir
+        launching.become_rank()
         task(plain, list(HydraConfig.get().overrides.task))
 
-    with _argv([f"vla-mot {command.name}", *_ordered(options)]):
+    with _argv([f"vla-mot {command.name}", *_ordered(options)]), launching.submitting(launcher):
         hydra.main(version_base=_VERSION_BASE, config_path=str(conf_dir()), config_name=command.config)(
             run_once
         )()
@@ -74,7 +80,7 @@ def check_overrides(
     name: the command's file in conf/. overlay: the folder of `--config-dir`.
     """
     parsed = _parsed(overrides)
-    folders = [conf_dir(), *([overlay] if overlay else [])]
+    folders = _folders(overlay)
     groups = _groups(name)
     for override in parsed:
         if _is_group(override, groups):
@@ -89,22 +95,29 @@ def check_overrides(
                 swept = _composed(name, [*presets, f"{override.key_or_group}={choice}"], overlay)
                 _check_top_level(swept, plain)
     for override in parsed:
-        top = override.key_or_group.split(".")[0].split("/")[0]
-        if _is_group(override, groups) or top == _FREE:
+        if _is_group(override, groups) or _is_hydras(override):
             continue
+        top = override.key_or_group.split(".")[0].split("/")[0]
         if override.type is OverrideType.CHANGE:
             _check_key(override.key_or_group, config)
         elif not override.is_delete() and top not in list(
             plain
         ):  # `in plain` overlooks keys that must be given
             raise ConfigError(_unknown_key(override.key_or_group, "", list(map(str, plain)), plain))
-    if not multirun:
-        sweeps = [o.input_line for o in parsed if o.is_sweep_override()]
-        if sweeps:
-            raise ConfigError(
-                f"{sweeps[0]!r} lists several values: add --multirun for one run each, or write [a,b]."
-            )
-        _composed(name, overrides, overlay)
+    if multirun:  # values are composed for each run by itself
+        _composed(name, [*presets, *(o.input_line for o in parsed if _is_hydras(o))], overlay)
+        return
+    sweeps = [o.input_line for o in parsed if o.is_sweep_override()]
+    if sweeps:
+        raise ConfigError(
+            f"{sweeps[0]!r} lists several values: add --multirun for one run each, or write [a,b]."
+        )
+    _composed(name, overrides, overlay)
+
+
+def _folders(overlay: Path | None) -> list[Path]:
+    """Where presets lie."""
+    return [conf_dir(), *([overlay] if overlay else [])]
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
@@ -121,6 +134,10 @@ def _parsed(overrides: list[str]) -> list[Override]:
 
 def _is_group(override: Override, groups: set[str]) -> bool:
     return override.key_or_group in groups
+
+
+def _is_hydras(override: Override) -> bool:
+    return override.key_or_group.split(".")[0].split("/")[0] == _FREE
 
 
 def _groups(name: str) -> set[str]:

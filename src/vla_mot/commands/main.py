@@ -16,23 +16,27 @@ from vla_mot.errors import (
     ConfigError,
     DatasetError,
     DataWorkerError,
+    JobError,
     NonFiniteLossError,
+    TrainingStoppedError,
     unknown_name,
 )
 from vla_mot.version import __version__
 
-OK, FAILED, BAD_INPUT, NOT_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, BAD_INPUT, NOT_FINITE, STOPPED, INTERRUPTED = 0, 1, 2, 3, os.EX_TEMPFAIL, 130
 TRACEBACK = "VLA_MOT_TRACEBACK"
 _EXTRAS = dict.fromkeys(("gymnasium", "pymunk", "pygame"), "conveyor") | dict.fromkeys(
     ("lerobot", "datasets", "av", "pyarrow", "matplotlib", "tensorboard"), "lerobot"
 )
+_EXTRAS |= dict.fromkeys(("hydra_submitit_launcher", "submitit"), "slurm")
 _HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
-    0 done, 1 unexpected error, 2 input that does not fit, 3 a loss that is not finite, 130 interrupted.
+    0 done, 1 unexpected error, 2 input that does not fit, 3 a loss that is not finite, 75 stopped by
+    a signal after a checkpoint was written, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -93,6 +97,9 @@ def _explained() -> Iterator[None]:
     except NonFiniteLossError as error:
         _say(error)
         raise SystemExit(NOT_FINITE) from error
+    except TrainingStoppedError as stop:
+        sys.stderr.write(f"\n{stop}.\n")
+        raise SystemExit(STOPPED) from stop
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"\ninterrupted. {interrupt}".rstrip() + "\n")
         raise SystemExit(INTERRUPTED) from interrupt
@@ -103,8 +110,8 @@ def _explained() -> Iterator[None]:
             ConfigError(f"this needs {error.name!r}, which is not installed: pip install 'vla-mot[{extra}]'.")
         )
         raise SystemExit(BAD_INPUT) from error
-    except (DataWorkerError, OSError) as error:
-        _say(error)  # a killed process, a full disk, a folder that may not be written
+    except (DataWorkerError, JobError, OSError) as error:
+        _say(error)  # a killed process, a full disk, a folder that may not be written, a job that failed
         raise SystemExit(FAILED) from error
     except Exception as error:
         traceback.print_exc()

@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 from vla_mot.commands.folders import read_config
 from vla_mot.errors import ConfigError
 
+AUTO = "auto"
+"""`resume=auto`: continue the run in `output` if there is one, else begin it."""
 CHANGEABLE = (
     "train.steps",
     "train.log_every",
@@ -29,6 +31,12 @@ CHANGEABLE = (
     "train.safety.skip_steps",
     "train.safety.spike",
     "train.safety.stuck_seconds",
+    "train.val_open_loop",
+    "train.val_pictures",
+    "train.log.writers",
+    "train.log.project",
+    "train.log.name",
+    "train.log.offline",
     "data.root",
     "data.embodiments",
     "data.statistics",
