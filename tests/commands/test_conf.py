@@ -80,6 +80,14 @@ def check_experiment(name: str) -> None:
     read_training("demo", f"experiment={name}")
 
 
+def check_launcher(name: str) -> None:
+    words = [f"hydra/launcher={name}", "output=runs/a"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        launcher = compose("pretrain", words, return_hydra_config=True).hydra.launcher
+    assert launcher.submitit_folder == "runs/a/launch/%j"
+    assert launcher.tasks_per_node > 1 and launcher.timeout_min >= 60
+
+
 CHECKS = {
     "backbone": check_backbone,
     "data": lambda file: read_training("pretrain", f"data={file.stem}"),
@@ -87,6 +95,7 @@ CHECKS = {
     "env": check_env,
     "experiment": lambda file: check_experiment(file.stem),
     "foresight": check_foresight,
+    "hydra": lambda file: check_launcher(file.stem),
     "model": lambda file: check_model(file.stem),
     "noise": check_noise,
     "sampler": lambda file: section(SamplerConfig, "sampler", content(file)),
