@@ -1,6 +1,6 @@
-"""What a run says: one JSON line per record, and the same numbers for TensorBoard.
+"""What a run says: one JSON line per record in `<run>/log.jsonl`, pictures beside it, and the same for `writers`.
 
-A record is `{"step": …, "kind": "train" | "validation", …numbers}`. Resuming drops the records behind the
+A record is `{"step": …, "kind": "train" | "validation", …numbers}`. Resuming drops the records and pictures behind the
 checkpoint's step, so that the log of a killed and resumed run reads like that of an uninterrupted one.
 """
 
@@ -8,43 +8,75 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from vla_mot.errors import CheckpointError
+from vla_mot.train.config import LogConfig
+from vla_mot.train.writers import open_writers
 
-
-class Scalars(Protocol):
-    """The part of TensorBoard's `SummaryWriter` that is used."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-    def close(self) -> None: ...
+PICTURES = "pictures"
 
 
 class RunLog:
-    """Appends to `<run>/log.jsonl` and to `<run>/tensorboard/`."""
+    """Appends to `<run>/log.jsonl` and to `<run>/pictures/`, and tells the writers; for the main rank alone.
 
-    def __init__(self, run: Path, *, from_step: int = 0) -> None:
+    from_step: the step that the run goes on from. config: who else is told. described: the run's configuration, for
+    those who show it.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        from_step: int = 0,
+        config: LogConfig | None = None,
+        described: Mapping[str, Any] | None = None,
+    ) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        self._path = run / "log.jsonl"
+        self._run, path = run, run / "log.jsonl"
         kept = [record for record in read_log(run) if record["step"] <= from_step] if from_step else []
         beside = run / ".log.jsonl.unfinished"  # renamed when it is whole: a kill loses no record
         beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(beside, self._path)
-        self._file = self._path.open("a")
-        self._scalars = _tensorboard(run / "tensorboard", from_step)
+        os.replace(beside, path)
+        for step, picture in run_pictures(run).items():
+            if step > from_step:
+                picture.unlink()
+        self._file = path.open("a")
+        self._writers = open_writers(config or LogConfig(), run, from_step, described or {})
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """Append one record. Numbers are written as they are; NaN and infinity become strings."""
         record: dict[str, Any] = {"step": step, "kind": kind} | {k: _jsonable(v) for k, v in numbers.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._scalars.add_scalar(f"{kind}/{name}", float(value), step)
+        for writer in self._writers:
+            writer.numbers(kind, step, numbers)
+
+    def picture(self, step: int, picture: np.ndarray) -> Path:
+        """Keep an `(H, W, 3)` uint8 picture as `<run>/pictures/<step>.png`."""
+        folder = self._run / PICTURES
+        folder.mkdir(exist_ok=True)
+        path, beside = folder / f"{step:06d}.png", folder / f".{step:06d}.png"
+        Image.fromarray(picture).save(beside, format="PNG", optimize=True)
+        os.replace(beside, path)
+        for writer in self._writers:
+            writer.picture(step, picture)
+        return path
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all."""
         self._file.close()
-        self._scalars.close()
+        for writer in self._writers:
+            writer.close()
+
+
+def run_pictures(run: Path) -> dict[int, Path]:
+    """Step → picture of a run, in the order of the steps."""
+    found = (path for path in (run / PICTURES).glob("*.png") if path.stem.isdecimal())
+    return dict(sorted((int(path.stem), path) for path in found))
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -80,9 +112,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
 def _jsonable(value: float) -> float | str:
     number = float(value)
     return number if number == number and abs(number) != float("inf") else str(number)
-
-
-def _tensorboard(folder: Path, from_step: int) -> Scalars:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=from_step or None)

@@ -120,18 +120,20 @@ def loss_numbers(losses: Tensor, origins: Sequence[Origin]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """`grad_norm/<expert>` of the present gradients; call it before they are clipped, on every rank.
+def gradient_norms(model: nn.Module, total: float, clip_norm: float) -> dict[str, float]:
+    """`grad_norm/<expert>` as it was before `clip_grad_norm_` scaled all gradients alike; every rank must ask.
 
-    Experts without a gradient are left out. The squares add up to that of `clip_grad_norm_`. Waits for the device.
+    total: what `clip_grad_norm_` returned, the norm of all of them; the squares of the experts' add up to its square.
+    Experts without a gradient are left out. Waits for the device.
     """
+    scale = min(1.0, clip_norm / (total + 1e-6))  # torch's own
     found: dict[str, list[Tensor]] = {}
     for name, weight in model.named_parameters():
         if weight.grad is not None and (owner := expert_of(name)) is not None:
             found.setdefault(owner, []).append(weight.grad)
     norms = {owner: _norm(found[owner]) for owner in EXPERTS if owner in found}
     values = torch.stack(list(norms.values())).tolist() if norms else []
-    return {f"grad_norm/{owner}": value for owner, value in zip(norms, values, strict=True)}
+    return {f"grad_norm/{owner}": value / scale for owner, value in zip(norms, values, strict=True)}
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -188,8 +188,7 @@ def fixed_losses(model: VlaMotModel, batch: Batch, seed: int) -> Losses:
     """Losses of a batch with one noise draw that never changes, as in inference."""
     model.eval()
     noise, level = draw_noise(batch, 1, seed, FIXED_STEP, model.config.noise_level)
-    found: Losses = model(batch, noise, level)
-    return found
+    return model.losses(batch, noise, level)
 
 
 def _terms(losses: Losses) -> tuple[Tensor, ...]:
