@@ -9,14 +9,14 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.interrupting import interrupt_when, vla_mot_process
+from tests.train.runs import saved_state
 from vla_mot.infer.policy import Policy
 from vla_mot.train.log import read_log
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     policy = load_file(run / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
-    own = load_file(run / "checkpoints" / "last" / "training_state" / "model.safetensors")
-    return policy | {f"own.{name}": tensor for name, tensor in own.items()}
+    return policy | saved_state(run / "checkpoints" / "last")
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tests.infer.tiny_policy import tiny_policy
 from tests.model.tiny import tiny_batch
 
@@ -52,6 +53,12 @@ def train_config(**changes: Any) -> TrainConfig:
         save_every=2,
     )
     return replace(quick, **changes)
+
+
+def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What one rank wrote for `resume`: `model.…`, `average.…` and `optimizer.…` tensors."""
+    (file,) = (checkpoint / "training_state").glob("*.safetensors")
+    return load_file(file)
 
 
 def trainer(run: Path, stream: MemoryStream | None = None, **changes: Any) -> Trainer:

@@ -5,9 +5,10 @@ from tests.train.runs import train_config
 from torch import nn
 
 from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.train.average import AveragedWeights
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import RunLog, read_log
-from vla_mot.train.optimizer import AveragedWeights, Optimizers, learning_rate
+from vla_mot.train.optimizer import Optimizers, learning_rate
 
 
 def test_schedule_warms_up_and_ends_at_the_final_rate() -> None:

@@ -26,6 +26,7 @@ from vla_mot.evaluate.results import POLICY_HASH, Arm, Evaluation
 from vla_mot.hub.manifest import identity
 from vla_mot.infer.policy import Policy
 from vla_mot.options import at_least, fit
+from vla_mot.train.world import World
 
 _TRAINING_GROUPS = ("model", "backbone", "foresight", "embodiment", "data", "train", "sampler")
 _LEDE = (
@@ -165,7 +166,8 @@ def _train(demo: Demo) -> None:
     started = (demo.run / folders.CONFIG_NAME).is_file() and not differences(
         folders.read_config(demo.run), plain
     )
-    checkpoint = runs.train(runs.Run(demo.run, demo.training, plain, resume=started))
+    alone = World(device=demo.training.train.device)
+    checkpoint = runs.complete(runs.Run(demo.run, demo.training, plain, resume=started), alone)
     link = demo.root / "policy"
     link.unlink(missing_ok=True)
     link.symlink_to(os.path.relpath(checkpoint / "pretrained_model", demo.root))

@@ -32,6 +32,7 @@ from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot
+from vla_mot.train.world import World
 
 _DECLARED = 64  # numbers per frame of a robot that is only declared
 _DATASET_COST = 2**19
@@ -81,13 +82,15 @@ class Data:
         ]
         return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
-    def loader(self, config: TrainingConfig, tokenize: Tokenize) -> Loader:
-        """The training batches."""
+    def loader(self, config: TrainingConfig, tokenize: Tokenize, world: World) -> Loader:
+        """The training batches of a rank."""
         stream = StreamConfig(
             recipe=replace(self.recipe, processors=self._processors(tokenize)),
             assignment=self.assignment,
             global_batch=config.train.batch_size,
             seed=config.train.seed,
+            rank=world.rank,
+            world_size=world.size,
             skip_broken=config.data.skip_broken > 0,
             most_open=config.data.most_open,
         )
@@ -209,10 +212,10 @@ class Data:
                 yield number, part
 
 
-def open_data(config: TrainingConfig, shards: int | None = None) -> Data:
+def open_data(config: TrainingConfig, shards: int | None = None, ranks: int = 1) -> Data:
     """Find the datasets, count their statistics or read them, and, where wanted, decode their pictures.
 
-    shards: of a run that is resumed; None: as configured, or as many as there are workers.
+    shards: of a run that is resumed; None: as configured, or as many as there are workers of all ranks.
     Raises DatasetError or ConfigError when data does not fit a robot or the model.
     """
     data, model = config.data, config.model
@@ -231,8 +234,8 @@ def open_data(config: TrainingConfig, shards: int | None = None) -> Data:
         seed=config.train.seed,
         tolerant=data.skip_broken > 0,
     )
-    assignment = assign(mixture, data, shards)
-    _require_shared(assignment, config)
+    assignment = assign(mixture, data, shards, ranks)
+    _require_shared(assignment, config, ranks)
     _require_room(mixture, model)
     robots = robots_of(mixture, data, model.chunk_size)
     acting = tuple(robot for robot in robots if robot.embodiment.action_dim)
@@ -248,11 +251,11 @@ def open_data(config: TrainingConfig, shards: int | None = None) -> Data:
     return found
 
 
-def assign(mixture: Mixture, data: DataConfig, shards: int | None = None) -> Assignment:
+def assign(mixture: Mixture, data: DataConfig, shards: int | None = None, ranks: int = 1) -> Assignment:
     """Which shard draws what. Memory per worker is balanced by what open datasets cost."""
     names = [entry.name for entry in mixture.entries]
     weights = [entry.weight for entry in mixture.entries]
-    count = data.shards or shards or max(1, data.workers)
+    count = data.shards or shards or max(1, data.workers) * ranks
     if data.assignment == "lpt":
         return assign_lpt([entry.frames for entry in mixture.entries], weights, names, count)
     bodies = [entry.embodiment for entry in mixture.entries]
@@ -264,9 +267,10 @@ def assign(mixture: Mixture, data: DataConfig, shards: int | None = None) -> Ass
     return assign_exact(weights, costs, names, count)
 
 
-def _require_shared(assignment: Assignment, config: TrainingConfig) -> None:
+def _require_shared(assignment: Assignment, config: TrainingConfig, ranks: int) -> None:
     """Raise ConfigError unless workers can share the shards, and shards the batch; warn of datasets opened by turns."""
-    shards, workers, most = len(assignment.shards), max(1, config.data.workers), config.data.most_open
+    shards, most = len(assignment.shards), config.data.most_open
+    workers = max(1, config.data.workers) * ranks
     position_shards(0, np.arange(0), config.train.batch_size, shards)
     held = max(len(assignment.datasets_of(shards_of(worker, workers, shards))) for worker in range(workers))
     if held > most:
@@ -303,20 +307,20 @@ def _prepare(data: Data) -> None:
                     raise
 
 
-def encoded(data: Data, config: TrainingConfig, model: VlaMotModel) -> Data:
+def encoded(data: Data, config: TrainingConfig, model: VlaMotModel, device: str) -> Data:
     """The same data with the latents of all pictures, where they are wanted; those that are absent are encoded now.
 
-    model: with the weights of its tokenizer as they will stay.
+    model: with the weights of its tokenizer as they will stay. device: on which it encodes.
     """
     if config.data.latents is None:
         return data
     folder = None if config.data.cache is None else config.data.cache / "latents"
     latents = LatentsConfig(_tokenizer_key(model), config.data.latents, folder, config.data.cache_limit_gib)
     found = replace(data, recipe=replace(data.recipe, latents=latents))
-    model.tokenizer.to(config.train.device)
+    model.tokenizer.to(device)
 
     def encode(pictures: Tensor) -> Tensor:
-        return model.encode_frames(pictures.to(config.train.device)[:, None, None])[:, 0, 0]
+        return model.encode_frames(pictures.to(device)[:, None, None])[:, 0, 0]
 
     with progress("latents") as advance:
         for number in range(len(data.mixture.entries)):

@@ -1,12 +1,10 @@
 """A training run as `pretrain` and `posttrain` see it: new, resumed, or from a policy's weights."""
 
 import platform
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,19 @@ from vla_mot.commands.console import console, progress, show_library_log
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.resume import resumed_config
 from vla_mot.commands.training_settings import TrainingConfig, training_config
-from vla_mot.errors import ConfigError, DataWorkerError
+from vla_mot.errors import ConfigError, DataWorkerError, TrainingStoppedError
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.options import fit
 from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
 from vla_mot.train.loop import Trainer
+from vla_mot.train.stopping import StopRequests, is_preemption
+from vla_mot.train.world import World, join
 from vla_mot.version import __version__
 
 FACTS = "run.json"
+_PATIENCE = (
+    3600.0  # seconds that ranks wait for each other: for the main one to decode pictures or count statistics
+)
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,45 @@ def _kept(run: Run) -> str:
     return f"{kept}\n{run.go_on}"
 
 
-class _StopRequestedError(Exception):
-    """Raised between two steps, where the state is whole."""
-
-
 def run(command: str, config: dict[str, Any], overrides: list[str]) -> None:
-    """Do what `vla-mot <command>` was asked for."""
+    """Do what `vla-mot <command>` was asked for.
+
+    Raises TrainingStoppedError when a scheduler asked for the machine: the present step is saved, and whoever handled
+    the signal before (a launcher, which has the job queued again) has been called.
+    """
     show_library_log()
-    asked = (
-        _new_run(command, config) if config["resume"] is None else _resumed_run(command, config, overrides)
-    )
+    device = fit(str, "train.device", config["train"]["device"])
+    with join(device, _PATIENCE) as world:
+        console.quiet = not world.is_main
+        asked = (
+            _new_run(command, config)
+            if config["resume"] is None
+            else _resumed_run(command, config, overrides)
+        )
+        world.barrier()  # nothing is written before every rank has seen the folder as it was
+        checkpoint = complete(asked, world)
+        console.print(f"policy: {checkpoint / 'pretrained_model'}")
+
+
+def complete(run: Run, world: World) -> Path:
+    """Train to the last step; returns the last checkpoint's folder. Every rank calls it.
+
+    Raises KeyboardInterrupt, with how to go on, after Ctrl-C; TrainingStoppedError as `run` says.
+    """
+    stops = StopRequests()
     try:
-        checkpoint = train(asked)
+        return train(run, world, stops)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(*stop.args or [_kept(asked)]) from None
-    console.print(f"policy: {checkpoint / 'pretrained_model'}")
+        raise KeyboardInterrupt(*stop.args or [_kept(run)]) from None
+    except TrainingStoppedError as stop:
+        if is_preemption(stop.asked):
+            stops.hand_over(stop.asked, world.rank)
+            raise
+        raise KeyboardInterrupt(_told(stop, run)) from None
+
+
+def _told(stop: TrainingStoppedError, run: Run) -> str:
+    return f"Step {stop.step} of {run.config.train.steps} is kept in {stop.checkpoint}.\n{run.go_on}"
 
 
 def _new_run(command: str, config: dict[str, Any]) -> Run:
@@ -102,31 +129,36 @@ def _resumed_run(command: str, config: dict[str, Any], overrides: list[str]) -> 
     return Run(folder, training_config(merged), merged, True, init_from, command)
 
 
-def train(run: Run) -> Path:
-    """Train to the last step; returns the last checkpoint's folder.
+def train(run: Run, world: World, stops: StopRequests) -> Path:
+    """Train to the last step; returns the last checkpoint's folder. Every rank calls it.
 
-    A run is resumable from the moment its config.yaml stands in its folder. On an interrupt the present step is saved
-    and `KeyboardInterrupt` is raised with how to go on.
+    A run is resumable from the moment its config.yaml stands in its folder. When a rank is asked to stop, the present
+    step is saved and TrainingStoppedError is raised.
     """
     model = training.build_model(run.config)
     facts = folders.read_facts(run.folder / FACTS) if run.resume else None
-    data = mixing.open_data(run.config, shards=(facts or {}).get("shards"))
+    shards = (facts or {}).get("shards")
+    data = world.one_after_main(lambda: mixing.open_data(run.config, shards, world.size))
     mixing.require_same_data(run.folder, facts, data)
     checkpoint = newest_checkpoint(run.folder) if run.resume else None
     if checkpoint is None:
         training.prepare_weights(model, data, run.config.start, run.init_from)
     elif run.config.data.latents is not None:  # which are those of the tokenizer as it was fitted
         open_checkpoint(checkpoint / POLICY_FOLDER).load_into(model)
-    data = mixing.encoded(data, run.config, model)
-    trainer = training.make_trainer(run.config, data, model, run.folder, run.plain)
+    data = world.one_after_main(partial(mixing.encoded, data, run.config, model, world.device))
+    trainer = training.make_trainer(run.config, data, model, run.folder, run.plain, world)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
     elif run.resume:
         console.print(f"{run.folder} has no checkpoint yet: training starts from the beginning")
-    training.describe(run.config, data, model)
+    training.describe(run.config, data, model, trainer.passes.batches)
+    world.main_only(partial(_write_facts, run, data, world), "write the run's configuration")
+    return _run(trainer, run, stops)
+
+
+def _write_facts(run: Run, data: mixing.Data, world: World) -> None:
     folders.write_config(run.folder, dict(run.plain))
-    folders.write_facts(run.folder / FACTS, _facts(data))
-    return _run(trainer, run)
+    folders.write_facts(run.folder / FACTS, _facts(data) | {"ranks": world.size})
 
 
 def _restore(trainer: Trainer, checkpoint: Path) -> None:
@@ -152,10 +184,10 @@ def _facts(data: mixing.Data) -> dict[str, Any]:
     }
 
 
-def _run(trainer: Trainer, run: Run) -> Path:
+def _run(trainer: Trainer, run: Run, stops: StopRequests) -> Path:
     total, batch = run.config.train.steps, run.config.train.batch_size
     first, started = trainer.progress.step, time.perf_counter()
-    with progress("train") as advance, _asked_to_stop() as asked:
+    with progress("train") as advance, stops:
 
         def report(step: int, numbers: dict[str, float]) -> None:
             rate = (step - first) * batch / (time.perf_counter() - started)
@@ -164,37 +196,17 @@ def _run(trainer: Trainer, run: Run) -> Path:
                 total,
                 f"action {numbers['action_loss']:.3f} foresight {numbers['foresight_loss']:.3f} {rate:.0f} samples/s",
             )
-            if asked.is_set() and step < total:
-                raise _StopRequestedError
 
         try:
-            return trainer.run(report)
-        except _StopRequestedError:
-            raise KeyboardInterrupt(_save(trainer, run)) from None
+            return trainer.run(report, lambda: stops.asked)
         except DataWorkerError as error:  # met between two steps, where the state is whole
+            if trainer.world.size > 1:  # the other ranks wait for this one, which cannot save alone
+                raise DataWorkerError(f"{error}\n{_kept(run)}") from None
             raise DataWorkerError(f"{error}\n{_save(trainer, run)}") from None
 
 
 def _save(trainer: Trainer, run: Run) -> str:
     """Keep the present step, and say so."""
     checkpoint = trainer.save()
+    trainer.checkpoints.finish()
     return f"Step {trainer.progress.step} of {run.config.train.steps} is kept in {checkpoint}.\n{run.go_on}"
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that training stops between two steps; a second one stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

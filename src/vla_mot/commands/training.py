@@ -15,7 +15,9 @@ from vla_mot.hub.foresight_weights import load_tokenizer
 from vla_mot.hub.remote import fetch
 from vla_mot.hub.stock import load_backbone
 from vla_mot.model.model import VlaMotModel
+from vla_mot.train.batches import Batches
 from vla_mot.train.loop import Trainer
+from vla_mot.train.world import World
 
 _FIT_FRAMES = 512  # training frames that the foresight tokenizer's statistics are fitted on
 
@@ -63,13 +65,18 @@ def prepare_weights(
 
 
 def make_trainer(
-    config: TrainingConfig, data: Data, model: VlaMotModel, run: Path, plain: Mapping[str, Any]
+    config: TrainingConfig,
+    data: Data,
+    model: VlaMotModel,
+    run: Path,
+    plain: Mapping[str, Any],
+    world: World,
 ) -> Trainer:
     """Batches and trainer of one run folder. plain: the configuration as it is written into checkpoints."""
-    loader = data.loader(config, model.understanding.tokenize)
+    loader = data.loader(config, model.understanding.tokenize, world)
     validation = data.validation_batches(config, model.understanding.tokenize)
     described = portable(plain) | {"mixture": data.mixture.manifest()}
-    return Trainer(model, data.spec, loader, validation, config.train, run, described)
+    return Trainer(model, data.spec, loader, validation, config.train, run, described, world)
 
 
 def portable(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def portable(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): shortened(value) for key, value in plain.items()}
 
 
-def describe(config: TrainingConfig, data: Data, model: VlaMotModel) -> None:
+def describe(config: TrainingConfig, data: Data, model: VlaMotModel, batches: Batches) -> None:
     """Say what is about to be trained, durations in frames and in seconds."""
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     console.print(f"model      {weights:,} trained weights")
@@ -99,3 +106,5 @@ def describe(config: TrainingConfig, data: Data, model: VlaMotModel) -> None:
         f"training   {config.train.steps} steps of {config.train.batch_size} samples = "
         f"{samples / data.training_frames(config):.1f} epochs, seed {config.train.seed}"
     )
+    if batches.ranks * batches.accumulate > 1:
+        console.print(f"step       {batches}, {config.train.parallel.strategy}")

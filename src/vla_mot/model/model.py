@@ -7,6 +7,7 @@ Legend: `B` batch, `V` views, `U`/`G` understanding and generation tokens, `L` c
 `K` noise draws per sample, `C`/`h`/`w` latent channels, rows and columns, `X` position axes.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -123,6 +124,18 @@ class VlaMotModel(nn.Module):
         target = velocity(noise, batch.actions.unsqueeze(1))
         return self._sum_losses(batch, predicted, target, latents)
 
+    def forward(self, batch: Batch, noise: Tensor, noise_level: Tensor) -> Losses:
+        """`losses`, in the name that data parallelism calls."""
+        return self.losses(batch, noise, noise_level)
+
+    def loss_counts(self, batch: Batch, draws: int) -> tuple[Tensor, Tensor]:
+        """How many numbers the losses of a batch sum, action and foresight, `(B,)` each: known before they are."""
+        size = self.tokenizer.latent_channels * math.prod(self.tokenizer.latent_size)
+        return (
+            self._counted(batch).flatten(1).sum(1).float() * draws,
+            batch.future_mask.sum(1).float() * size,
+        )
+
     def _joint(self, batch: Batch, noise: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity `(B, K, L, A)` and foresight `(B, V, C, h, w)` from one pass over the whole sequence."""
         observation, draws = batch.observation, noise.shape[1]
@@ -144,21 +157,25 @@ class VlaMotModel(nn.Module):
         return self.action.predict(outputs), self.generation.predict(states["generation"])
 
     def _sum_losses(self, batch: Batch, predicted: Tensor, target: Tensor, latents: Tensor) -> Losses:
-        counted = batch.action_mask
-        if self.config.action_loss == "padded":
-            counted = counted.flatten(1).any(1)[:, None, None].expand_as(counted)
-        error = (predicted.float() - target.float()).square() * counted.unsqueeze(1)
+        error = (predicted.float() - target.float()).square() * self._counted(batch).unsqueeze(1)
         true_latents = batch.future_latents
         if true_latents is None:
             true_latents = self.encode_frames(batch.future.unsqueeze(2)).squeeze(2)
         miss = (latents.float() - true_latents.float()).square().flatten(2)
-        seen = batch.future_mask
+        action_count, foresight_count = self.loss_counts(batch, draws=error.shape[1])
         return Losses(
             action_sum=error.flatten(1).sum(1),
-            action_count=counted.flatten(1).sum(1).float() * error.shape[1],
-            foresight_sum=(miss.sum(2) * seen).sum(1),
-            foresight_count=seen.sum(1).float() * miss.shape[2],
+            action_count=action_count,
+            foresight_sum=(miss.sum(2) * batch.future_mask).sum(1),
+            foresight_count=foresight_count,
         )
+
+    def _counted(self, batch: Batch) -> Tensor:
+        """`(B, L, A)` bool: which numbers the action loss is over."""
+        mask = batch.action_mask
+        if self.config.action_loss == "padded":
+            mask = mask.flatten(1).any(1)[:, None, None].expand_as(mask)
+        return mask
 
     # ---- inference ------------------------------------------------------------------------------------------
 

@@ -37,28 +37,43 @@ def draw_noise(
     return noise, config.from_uniform(uniform).float()
 
 
-def objective(losses: Losses, foresight_weight: float) -> Objective:
+def objective(losses: Losses, foresight_weight: float, counts: Tensor | None = None) -> Objective:
     """Means over the *global* batch: local sums over counts that are added up across ranks.
 
     Each rank's `total` is scaled by the number of ranks, so that the mean of the ranks' gradients, which data
     parallelism forms, is the gradient of the global loss.
+
+    counts: `global_counts` of the whole batch of a step, where the losses are only a part of it: the terms are then
+        this part's share of the means, to be added up. None: the losses are of this rank's whole batch, and the terms
+        are of all ranks.
     """
-    counts = torch.stack((losses.action_count.sum(), losses.foresight_count.sum())).double()
-    ranks = 1
-    if dist.is_available() and dist.is_initialized():
-        ranks = dist.get_world_size()
-        dist.all_reduce(counts)
+    whole = counts is None
+    if counts is None:
+        counts = global_counts(losses.action_count, losses.foresight_count)
     action_count, foresight_count = counts.clamp(min=1).float()
     action = losses.action_sum.sum() / action_count
     foresight = losses.foresight_sum.sum() / foresight_count
-    return Objective(
-        total=ranks * (action + foresight_weight * foresight),
-        action=_across_ranks(action.detach()),
-        foresight=_across_ranks(foresight.detach()),
-    )
+    total = ranks() * (action + foresight_weight * foresight)
+    terms = action.detach(), foresight.detach()
+    return Objective(total, *map(across_ranks, terms) if whole else terms)
 
 
-def _across_ranks(value: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
+def global_counts(action_count: Tensor, foresight_count: Tensor) -> Tensor:
+    """Per-sample counts `(B,)` of this rank's batch → `(2,)` float64: over how many numbers the global means are."""
+    return across_ranks(torch.stack((action_count.sum(), foresight_count.sum())).double())
+
+
+def ranks() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if _together() else 1
+
+
+def across_ranks(value: Tensor) -> Tensor:
+    """The sum over ranks, in place."""
+    if _together():
         dist.all_reduce(value)
     return value
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()

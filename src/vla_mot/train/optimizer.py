@@ -1,4 +1,4 @@
-"""The optimizers, their learning-rate schedule and the averaged weights."""
+"""The optimizers and their learning-rate schedule."""
 
 import math
 from collections.abc import Mapping
@@ -9,37 +9,28 @@ from torch import Tensor, nn
 
 from vla_mot.errors import CheckpointError
 from vla_mot.train.config import TrainConfig
+from vla_mot.train.experts import groups
 
 
 class Optimizers:
     """The optimizers of one run, stepped as one.
 
-    `adamw` trains everything with AdamW. `muon` trains the hidden matrices with Muon (orthogonalised momentum, its
-    step scaled to AdamW's, so that one learning rate serves both) and the rest with AdamW: embeddings, convolutions,
-    norms and biases. Matrices decay, vectors do not.
+    `adamw` trains everything with AdamW; `adamw8bit` does so with a quantised state. `muon` trains the hidden matrices
+    with Muon (orthogonalised momentum, its step scaled to AdamW's, so that one learning rate serves both) and the rest
+    with AdamW: embeddings, convolutions, norms and biases. Matrices decay, vectors do not; each expert has its own
+    multiple of the learning rate.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        named = model.named_parameters()
-        self._names: dict[Tensor, str] = {p: name for name, p in named if p.requires_grad}
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names: dict[Tensor, str] = {p: name for name, p in named.items()}
         hidden: set[Tensor] = _hidden_matrices(model) if config.optimizer == "muon" else set()
-        rest = [p for p in self._names if p not in hidden]
-        groups = [
-            {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-        ]
+        self._parts: list[torch.optim.Optimizer] = []
+        if rest := _groups({name: p for name, p in named.items() if p not in hidden}, config):
+            self._parts.append(_adamw(rest, config))
         if hidden:
-            self._parts.append(
-                torch.optim.Muon(
-                    [p for p in self._names if p in hidden],
-                    lr=config.lr,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            matrices = _groups({name: p for name, p in named.items() if p in hidden}, config)
+            self._parts.append(torch.optim.Muon(matrices, lr=config.lr, adjust_lr_fn="match_rms_adamw"))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -49,7 +40,7 @@ class Optimizers:
     def step(self, rate: float) -> None:
         """Update the weights at a learning rate."""
         for group in self.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         for part in self._parts:
             part.step()
 
@@ -68,7 +59,10 @@ class Optimizers:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` gave. Raises CheckpointError unless it is the state of exactly these weights."""
+        """Restore what `tensors` gave: each one is taken over as it is, sharded where its weight is.
+
+        Raises CheckpointError unless it is the state of exactly these weights.
+        """
         found: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, _, quantity = key.rpartition("/")
@@ -88,6 +82,21 @@ class Optimizers:
                     }
 
 
+def _groups(named: Mapping[str, Tensor], config: TrainConfig) -> list[dict[str, Any]]:
+    return [
+        {
+            "params": group.params,
+            "weight_decay": config.weight_decay if group.decays else 0.0,
+            "lr_scale": group.lr_scale,
+        }
+        for group in groups(named.items(), config.experts)
+    ]
+
+
+def _adamw(parameters: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
 def _hidden_matrices(model: nn.Module) -> set[Tensor]:
     """Weights of linear layers: what Muon is made for."""
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
@@ -102,40 +111,3 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.lr
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.lr_final + (config.lr - config.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-class AveragedWeights:
-    """Exponential moving average of a model's state, for validation and inference.
-
-    The decay is warmed up as min(decay, (1 + n) / (10 + n)), so that early averages forget their random start.
-    With decay 0 it always equals the model.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
-        mine, theirs = [], []
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                mine.append(self.state[name])
-                theirs.append(tensor.detach())
-            else:
-                self.state[name].copy_(tensor)
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-
-    def copy_to(self, model: nn.Module) -> None:
-        """Load the average into a model of the same shape."""
-        model.load_state_dict(self.state, strict=True)
-
-    def load(self, state: dict[str, Tensor], updates: int) -> None:
-        """Restore a saved average."""
-        for name, tensor in self.state.items():
-            tensor.copy_(state[name])
-        self.updates = updates

@@ -1,0 +1,76 @@
+"""How a model is made ready to be trained by one rank or by many. The order of `prepare` is the content of this file.
+
+DDP keeps a whole copy on every rank; FSDP2 keeps a shard of every layer, of its gradients and of its optimizer state,
+and gathers a layer while it computes. Both are torch's own.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from vla_mot.model.model import VlaMotModel
+from vla_mot.train.config import ParallelConfig, TrainConfig
+from vla_mot.train.experts import freeze
+from vla_mot.train.world import World, shard_mesh
+
+_ENTRIES = ("losses", "prefill", "sample")  # methods of the model that are called besides its forward
+
+
+def prepare(model: VlaMotModel, config: TrainConfig, world: World) -> nn.Module:
+    """Make a model ready, in place; returns what is called for its losses: the model itself, or DDP around it.
+
+    Raises ConfigError when nothing would train, or when the ranks cannot be divided as asked.
+    """
+    freeze(model, config.experts)
+    model.stack.recompute, model.stack.insulate = config.parallel.recompute, config.insulate
+    if config.parallel.compile:
+        model.stack.compile_layers()
+    if world.size > 1 and config.parallel.strategy == "fsdp":
+        return _sharded(model, config.parallel, world)
+    model.to(world.device)
+    return _replicated(model) if world.size > 1 else model
+
+
+def _replicated(model: VlaMotModel) -> nn.Module:
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _sharded(model: VlaMotModel, config: ParallelConfig, world: World) -> nn.Module:
+    """Shards from the leaves to the root, so that each part is gathered when its turn comes, and no sooner."""
+    mesh = shard_mesh(world, config.shard_ranks)
+    blocks = [
+        block
+        for group in model.understanding.modules()
+        if isinstance(group, nn.ModuleList)
+        for block in group
+    ]
+    for part in (*blocks, model.understanding.embed_tokens, *model.stack.layers):
+        fully_shard(part, mesh=mesh)
+    model.tokenizer.to(world.device)  # small, frozen and needed by every pass: whole on every rank
+    fully_shard(model, mesh=mesh, ignored_params=set(model.tokenizer.parameters()))
+    for name in _ENTRIES:
+        register_fsdp_forward_method(model, name)
+    return model
+
+
+@contextmanager
+def one_pass(module: nn.Module, *, last: bool) -> Iterator[None]:
+    """Around forward and backward of one of a step's passes: gradients travel between ranks in the last one only."""
+    quiet: AbstractContextManager[None] = nullcontext()
+    if isinstance(module, DistributedDataParallel) and not last:
+        quiet = module.no_sync()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        module.set_is_last_backward(last)
+    with quiet:
+        yield
+
+
+def autocast(config: ParallelConfig, device: str) -> torch.autocast:
+    """Products in bfloat16 where `precision` says so; weights stay float32."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=config.precision == "bf16")
