@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from vla_mot.errors import CheckpointError, ConfigError, nearest
 
 CONFIG_NAME = "config.yaml"
 LAUNCH = "launch"  # in a run's folder: what started its ranks, and what they print
+UNFINISHED = ".{}.unfinished"  # what is written before it is renamed
 _POLICY = ("", "pretrained_model", "checkpoints/last/pretrained_model", "policy")
 
 
-def require_unused(folder: Path, hint: str = "", *, besides: str | None = None) -> None:
+def require_unused(folder: Path, hint: str = "", *, besides: Container[str] = ()) -> None:
     """Raise ConfigError unless `folder` is absent or empty, and has a name that another one can stand in for.
 
-    besides: the name of what may be in it all the same.
+    besides: names of what may be in it all the same.
     """
     if not folder.name:
         raise ConfigError(
@@ -34,7 +35,9 @@ def require_unused(folder: Path, hint: str = "", *, besides: str | None = None) 
         )
     if folder.is_file():
         raise ConfigError(f"output {folder} is a file; a folder is needed.")
-    if folder.is_dir() and (held := sorted(path.name for path in folder.iterdir() if path.name != besides)):
+    if folder.is_dir() and (
+        held := sorted(path.name for path in folder.iterdir() if path.name not in besides)
+    ):
         shown = ", ".join(held[:4]) + (", …" if len(held) > 4 else "")
         raise ConfigError(
             f"output folder {folder} is already used (it holds {shown}). Choose another output=…, or remove it.{hint}"
@@ -124,6 +127,6 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 def write_atomic(path: Path, text: str) -> None:
     """Write under another name, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(UNFINISHED.format(path.name))
     unfinished.write_text(text)
     os.replace(unfinished, path)

@@ -15,12 +15,23 @@ _EXIT_CODES = (
         "3",
         "training blew up: a loss or the weights are not finite, or useless; the last good checkpoint is kept",
     ),
+    (
+        "4",
+        "training made no progress for train.safety.stuck_seconds; where, and all stacks, are in <run>/stuck/",
+    ),
+    (
+        "75",
+        "stopped by a scheduler's signal (SIGTERM, SIGUSR1, SIGUSR2); the last step is kept, to be resumed",
+    ),
     ("130", "interrupted; the message says what was kept, if anything, and how to go on"),
 )
 _OPTIONS = (
     ("--config-dir DIR", "your own presets, beside the ones that come with vla-mot"),
     ("--cfg job", "print the composed configuration instead of running"),
-    ("--multirun", "one run per combination of comma-separated values, each in output/0, output/1, …"),
+    (
+        "--multirun",
+        "one run per combination of comma-separated values, in output/0, output/1, …; hydra/launcher=… submits them",
+    ),
 )
 
 
@@ -207,7 +218,11 @@ COMMANDS = (
             ("data", "mixture", "a mixture (conf/data/); `vla-mot data mixture` shows one"),
             ("data.root", "required", "folder of the datasets"),
             ("output", "required", "the run's folder; must be new"),
-            ("resume", "null", "a run's folder: go on with its own configuration"),
+            (
+                "resume",
+                "null",
+                "a run's folder: go on with its own configuration; auto: with the run in output, if there is one",
+            ),
             ("init_from", "null", "a policy, its run, or a Hub repository: start from its weights"),
             ("model", "tiny", "a preset (conf/model/), which chooses backbone and foresight"),
             ("data.workers", "0", "processes that prepare batches"),
@@ -266,7 +281,11 @@ COMMANDS = (
             ("experiment", "null", "a whole preset (conf/experiment/), e.g. conveyor"),
             ("data.root", "required", "the dataset's folder"),
             ("output", "required", "the run's folder; must be new"),
-            ("resume", "null", "a run's folder: go on with its own configuration"),
+            (
+                "resume",
+                "null",
+                "a run's folder: go on with its own configuration; auto: with the run in output, if there is one",
+            ),
             ("init_from", "null", "a policy, its run, or a Hub repository: start from its weights"),
             ("model", "tiny", "a preset (conf/model/), which chooses backbone and foresight"),
             ("backbone", "qwen3_vl_tiny", "another understanding expert (conf/backbone/)"),

@@ -6,8 +6,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vla_mot.commands.folders import read_config
+from vla_mot.commands.folders import CONFIG_NAME, read_config
 from vla_mot.errors import ConfigError
+from vla_mot.options import fit
 
 AUTO = "auto"
 """`resume=auto`: continue the run in `output` if there is one, else begin it."""
@@ -57,6 +58,14 @@ _LOCAL = ("output", "resume")
 
 Changes = dict[str, tuple[Any, Any]]
 """Dotted key → (value of the run, value asked for)."""
+
+
+def continues(config: Mapping[str, Any]) -> Path | None:
+    """The folder of the run that is to be continued, or None where a run begins."""
+    if config["resume"] != AUTO:
+        return fit(Path | None, "resume", config["resume"])
+    folder = fit(Path, "output", config["output"])
+    return folder if (folder / CONFIG_NAME).is_file() else None
 
 
 def resumed_config(

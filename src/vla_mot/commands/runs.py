@@ -13,7 +13,7 @@ import torch
 from vla_mot.commands import folders, mixing, training
 from vla_mot.commands.console import console, progress, show_library_log
 from vla_mot.commands.repositories import locate
-from vla_mot.commands.resume import resumed_config
+from vla_mot.commands.resume import continues, resumed_config
 from vla_mot.commands.training_settings import TrainingConfig, training_config
 from vla_mot.errors import ConfigError, DataWorkerError, TrainingStoppedError
 from vla_mot.hub.checkpoint import open_checkpoint
@@ -21,10 +21,13 @@ from vla_mot.options import fit
 from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
 from vla_mot.train.loop import Trainer
 from vla_mot.train.stopping import StopRequests, is_preemption
+from vla_mot.train.watch import STUCK_FOLDER
 from vla_mot.train.world import World, join
 from vla_mot.version import __version__
 
 FACTS = "run.json"
+_NO_RUN = (folders.LAUNCH, STUCK_FOLDER, folders.UNFINISHED.format(folders.CONFIG_NAME))
+"""What may lie in the folder of a run that has not begun: what started it, and what is left of an attempt."""
 _PATIENCE = (
     3600.0  # seconds that ranks wait for each other: for the main one to decode pictures or count statistics
 )
@@ -70,11 +73,10 @@ def run(command: str, config: dict[str, Any], overrides: list[str]) -> None:
     device = fit(str, "train.device", config["train"]["device"])
     with join(device, _PATIENCE) as world:
         console.quiet = not world.is_main
-        asked = (
-            _new_run(command, config)
-            if config["resume"] is None
-            else _resumed_run(command, config, overrides)
-        )
+        # As the main rank sees it: a shared disk may answer late elsewhere.
+        folder = world.gather(continues(config))[0]
+        config = config | {"resume": folder}
+        asked = _new_run(command, config) if folder is None else _resumed_run(command, config, overrides)
         world.barrier()  # nothing is written before every rank has seen the folder as it was
         checkpoint = complete(asked, world)
         console.print(f"policy: {checkpoint / 'pretrained_model'}")
@@ -110,7 +112,7 @@ def _new_run(command: str, config: dict[str, Any]) -> Run:
         if (folder / folders.CONFIG_NAME).is_file()
         else ""
     )
-    folders.require_unused(folder, used)
+    folders.require_unused(folder, used, besides=_NO_RUN)
     return Run(folder, training_config(config), config, init_from=_init_from(config), command=command)
 
 
