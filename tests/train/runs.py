@@ -13,6 +13,7 @@ from tests.model.tiny import tiny_batch
 from vla_mot.batch import Batch
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.loop import Trainer
+from vla_mot.train.world import World
 
 
 class MemoryStream:
@@ -61,10 +62,11 @@ def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def trainer(run: Path, stream: MemoryStream | None = None, **changes: Any) -> Trainer:
+def trainer(
+    run: Path, stream: MemoryStream | None = None, world: World | None = None, **changes: Any
+) -> Trainer:
     torch.manual_seed(0)
     policy = tiny_policy()
-    validation = [tiny_batch(1000), tiny_batch(1001)]
-    return Trainer(
-        policy.model, policy.spec, stream or MemoryStream(), validation, train_config(**changes), run
-    )
+    validation = [tiny_batch(1000), tiny_batch(1001), tiny_batch(1002)]
+    config, batches = train_config(**changes), stream or MemoryStream()
+    return Trainer(policy.model, policy.spec, batches, validation, config, run, world=world)

@@ -10,7 +10,7 @@ Legend: `B` batch, `V` views, `U`/`G` understanding and generation tokens, `L` c
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,11 @@ from vla_mot.nn.rope import rotation
 from vla_mot.robots.images import to_unit
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """Per-sample sums of squared errors and how many numbers each sum counts, `(B,)` each.
 
-    Means are formed by whoever knows the global batch, so that two ranks equal one.
+    Means are formed by whoever knows the global batch, so that two ranks equal one. A tuple, because sharding looks for
+    the tensors that a module returns.
     """
 
     action_sum: Tensor

@@ -42,13 +42,8 @@ def _replicated(model: VlaMotModel) -> nn.Module:
 def _sharded(model: VlaMotModel, config: ParallelConfig, world: World) -> nn.Module:
     """Shards from the leaves to the root, so that each part is gathered when its turn comes, and no sooner."""
     mesh = shard_mesh(world, config.shard_ranks)
-    blocks = [
-        block
-        for group in model.understanding.modules()
-        if isinstance(group, nn.ModuleList)
-        for block in group
-    ]
-    for part in (*blocks, model.understanding.embed_tokens, *model.stack.layers):
+    parts = [part for part in model.understanding.children() if any(True for _ in part.parameters())]
+    for part in (*parts, *model.stack.layers):
         fully_shard(part, mesh=mesh)
     model.tokenizer.to(world.device)  # small, frozen and needed by every pass: whole on every rank
     fully_shard(model, mesh=mesh, ignored_params=set(model.tokenizer.parameters()))

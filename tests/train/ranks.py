@@ -1,0 +1,93 @@
+"""What each of two ranks does, one scenario after the other, in processes that import torch once.
+
+    python -m tests.train.ranks <folder of the one-rank run> <folder to write to>
+
+Every scenario trains the tiny policy for ten steps on its rank's half of each batch; the main rank saves what it found.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.train.runs import MemoryStream, trainer
+
+from vla_mot.batch import Batch
+from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.train.config import ParallelConfig
+from vla_mot.train.log import read_log
+from vla_mot.train.loop import Trainer
+from vla_mot.train.world import World, join, whole
+
+STEPS = 10
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "ddp": {"parallel": ParallelConfig("ddp")},
+    "fsdp": {"parallel": ParallelConfig("fsdp")},
+    "ddp in passes": {"parallel": ParallelConfig("ddp", micro_batch=1, recompute="full")},
+    "fsdp in passes": {"parallel": ParallelConfig("fsdp", micro_batch=1, recompute="full")},
+    "fsdp asynchronous": {"parallel": ParallelConfig("fsdp"), "save_async": True},
+    "fsdp muon": {"parallel": ParallelConfig("fsdp"), "optimizer": "muon"},
+}
+
+
+class Share(MemoryStream):
+    """A rank's consecutive part of the batches in memory."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__()
+        self.rank, self.size = rank, size
+
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
+        for batch in super().batches(start, stop, prefetch):
+            each = batch.batch_size // self.size
+            yield batch[slice(self.rank * each, (self.rank + 1) * each)]
+
+
+def ranked(run: Path, world: World, **changes: Any) -> Trainer:
+    """The trainer of `tests.train.runs`, on one of several ranks."""
+    settings = {"steps": STEPS, "save_every": 5, "val_every": 5, "keep_checkpoints": 5} | changes
+    return trainer(run, Share(world.rank, world.size), world, **settings)
+
+
+def first_gradient(run: Trainer) -> dict[str, torch.Tensor]:
+    """Of step 0, whole, by name; the weights stay as they are."""
+    batch = next(run.stream.batches(0, 1))
+    run.passes.gradient(0, batch)
+    found = {n: whole(p.grad).clone() for n, p in run.model.named_parameters() if p.grad is not None}
+    run.optimizers.zero_grad()
+    return found
+
+
+def findings(run: Trainer) -> dict[str, Any]:
+    """What ten steps found, from the first on or from where a checkpoint left off."""
+    gradient = first_gradient(run)
+    run.run()
+    log = [
+        {k: v for k, v in r.items() if isinstance(v, float | int) and "second" not in k}
+        for r in read_log(run.run_folder)
+    ]
+    weights = {name: whole(tensor).clone() for name, tensor in run.model.state_dict().items()}
+    return {"gradient": gradient, "log": log, "weights": weights}
+
+
+def main(alone: Path, output: Path) -> None:
+    """Every scenario, and a run of one rank that goes on on two."""
+    torch.set_num_threads(1)
+    with join("cpu", 120.0) as world:
+        for name, changes in SCENARIOS.items():
+            run = ranked(output / name, world, **changes)
+            _save(findings(run), output / f"{name}.pt", world)
+        for strategy in ("ddp", "fsdp"):
+            run = ranked(output / f"resumed {strategy}", world, parallel=ParallelConfig(strategy))
+            run.resume(find_checkpoint(alone / "checkpoints" / "000005"))
+            _save(findings(run), output / f"resumed {strategy}.pt", world)
+
+
+def _save(found: dict[str, Any], path: Path, world: World) -> None:
+    if world.is_main:
+        torch.save(found, path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,113 @@
+"""Two ranks equal one: gradients, losses, weights, and checkpoints that either writes for the other."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import REPOSITORY
+from tests.train.ranks import SCENARIOS, findings, ranked
+
+from vla_mot.infer.policy import Policy
+from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.train.world import World
+
+pytestmark = pytest.mark.multiprocess
+Found = dict[str, Any]
+CLOSE = {"adamw": {"rtol": 1e-3, "atol": 2e-4}, "muon": {"rtol": 1e-3, "atol": 2e-3}}
+"""Of weights after ten steps at 3e-3. Muon orthogonalises in bfloat16, which rounds sharded matrices otherwise."""
+
+
+def optimizer_of(name: str) -> str:
+    return "muon" if "muon" in name else "adamw"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Found]]:
+    """The run of one rank, by optimizer."""
+    made = {}
+    for optimizer in ("adamw", "muon"):
+        folder = tmp_path_factory.mktemp("alone")
+        made[optimizer] = folder, findings(ranked(folder, World(), optimizer=optimizer))
+    return made
+
+
+@pytest.fixture(scope="module")
+def together(alone: dict[str, tuple[Path, Found]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks left what they found."""
+    output = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.train.ranks", str(alone["adamw"][0]), str(output)]
+    ranks = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    return output
+
+
+def found(together: Path, name: str) -> Found:
+    return torch.load(together / f"{name}.pt")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_gradient_is_that_of_twice_the_batch(
+    together: Path, alone: dict[str, tuple[Path, Found]], name: str
+) -> None:
+    expected = alone[optimizer_of(name)][1]["gradient"]
+    got = found(together, name)["gradient"]
+    assert got.keys() == expected.keys()
+    for weight, gradient in expected.items():
+        assert (got[weight] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, weight
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_ten_steps_are_the_same(together: Path, alone: dict[str, tuple[Path, Found]], name: str) -> None:
+    expected, got = alone[optimizer_of(name)][1], found(together, name)
+    assert len(got["log"]) == len(expected["log"]) == 12
+    for mine, theirs in zip(got["log"], expected["log"], strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4)
+    for weight, value in expected["weights"].items():
+        torch.testing.assert_close(got["weights"][weight], value, **CLOSE[optimizer_of(name)])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_of_one_rank_goes_on_on_two(
+    together: Path, alone: dict[str, tuple[Path, Found]], strategy: str
+) -> None:
+    expected, got = alone["adamw"][1], found(together, f"resumed {strategy}")
+    for weight, value in expected["weights"].items():
+        torch.testing.assert_close(got["weights"][weight], value, **CLOSE["adamw"])
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp asynchronous", "fsdp muon"])
+def test_a_run_of_two_ranks_goes_on_on_one(
+    together: Path, alone: dict[str, tuple[Path, Found]], tmp_path: Path, name: str
+) -> None:
+    optimizer = optimizer_of(name)
+    run = ranked(tmp_path, World(), optimizer=optimizer)
+    run.resume(find_checkpoint(together / name / "checkpoints" / "000005"))
+    assert run.progress.step == 5
+    got = findings(run)
+    for weight, value in alone[optimizer][1]["weights"].items():
+        torch.testing.assert_close(got["weights"][weight], value, **CLOSE[optimizer])
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp asynchronous"])
+def test_the_policy_beside_the_state_is_whole(together: Path, name: str) -> None:
+    """Whatever wrote it: every weight, none sharded, and the averaged ones."""
+    checkpoint = find_checkpoint(together / name)
+    policy = Policy.from_pretrained(checkpoint / "pretrained_model")
+    own = found(together, name)["weights"]
+    assert policy.model.state_dict().keys() == own.keys()
+    shards = len(list((checkpoint / "training_state").glob("*.safetensors")))
+    assert shards == 2
