@@ -13,6 +13,7 @@ import pytest
 import submitit  # noqa: F401  (a job has it imported)
 from safetensors.torch import load_file
 
+from tests.data.test_loader import children
 from tests.fake_slurm import FakeSlurm
 from vla_mot.commands import launching
 from vla_mot.conf_dir import conf_dir
@@ -109,15 +110,6 @@ def assert_same_weights(run: Path, other: Path) -> None:
     assert [name for name in mine if not mine[name].equal(theirs[name])] == []
 
 
-def tasks_of(launcher: int) -> list[int]:
-    """The tasks that submitit's local executor started, which is a child of the command."""
-
-    def children(pid: int) -> list[int]:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    return [task for controller in children(launcher) for task in children(controller)]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(training, tmp_path_factory) -> Path:
     """Two ranks that nobody disturbed, started by torchrun."""
@@ -138,7 +130,7 @@ def test_a_job_on_this_machine_that_is_preempted_goes_on_as_if_nothing_had_been(
     words = ("vla-mot", *training, *MANY_STEPS, f"output={run}", "--multirun", "hydra/launcher=local_1x2")
     with process(*words) as running:
         wait_for(lambda: steps_done(run) >= 3, running)
-        tasks = tasks_of(running.pid)
+        tasks = children(running.pid)  # of submitit's local executor, which is a child of the command
         assert len(tasks) == 2
         for task in tasks:
             os.kill(task, signal.SIGUSR2)
