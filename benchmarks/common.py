@@ -1,35 +1,41 @@
-"""What the benchmarks share: how they describe themselves, their arguments, and a model with a batch."""
+"""What the benchmarks share: their arguments, how they describe themselves, their tables, and batches of any model."""
 
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from vla_mot.batch import Batch, Observation
-from vla_mot.commands.settings import section
-from vla_mot.commands.training_settings import model_config
-from vla_mot.conf_dir import conf_dir
 from vla_mot.errors import ConfigError, unknown_name
-from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
-from vla_mot.robots.embodiment import Embodiment
+from vla_mot.options import fit
 
 
-def parse_arguments(words: Sequence[str], **defaults: int | str) -> dict:
-    """`key=value` words over defaults, of the defaults' types. Raises ConfigError for an unknown key."""
+def parse_arguments(words: Sequence[str], **defaults: bool | float | str) -> dict:
+    """`key=value` words over defaults, of the defaults' types. Raises ConfigError for one that is unknown or unfit."""
     options = dict(defaults)
     for word in words:
         key, _, value = word.partition("=")
         if key not in defaults:
             raise ConfigError(unknown_name("argument", key, defaults))
-        options[key] = type(defaults[key])(value)
+        options[key] = _read(key, value, type(defaults[key]))
     return options
+
+
+def _read(key: str, value: str, kind: type) -> bool | float | str:
+    spoken = {"true": True, "false": False}
+    if kind is bool:
+        return fit(bool, key, spoken.get(value, value))
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"{key} must be {'a number' if kind is float else 'a whole number'}, got {value!r}."
+        ) from error
 
 
 def describe_machine(device: str) -> str:
@@ -45,16 +51,53 @@ def describe_machine(device: str) -> str:
     )
 
 
-def tiny_training_batch(batch: int, device: str) -> tuple[VlaMotModel, Batch]:
-    """The demo's model with random weights, and random samples of its shapes."""
-    torch.manual_seed(0)
-    model = VlaMotModel(_tiny_config()).to(device).train()
-    config, views, generator = model.config, 2, torch.Generator().manual_seed(0)
-    size = config.view_size
-    token_ids, token_mask = model.understanding.tokenize(["pick the red block"] * batch)
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, and from the least to the most where there are several."""
+    middle = format(statistics.median(values), form)
+    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} … {max(values):{form}})"
+
+
+def head(*titles: str) -> None:
+    """Begin a table in Markdown."""
+    row(*titles)
+    row(*("---" for _ in titles))
+
+
+def row(*cells: object) -> None:
+    """Print a row of it at once, so that a long run shows what it has."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def synchronize(device: str) -> None:
+    """Wait for what the device was told, so that a clock can be read."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+TEXT = "pick the red block from the moving belt and hold it up high"
+"""Longer than any preset's instruction in bytes: then every text token is real."""
+
+
+def random_batch(
+    model: VlaMotModel,
+    batch: int,
+    device: str,
+    *,
+    text: str = TEXT,
+    views: int | None = None,
+    action_dims: int | None = None,
+) -> Batch:
+    """Random samples in the shapes of a model, with nothing masked but what is asked for.
+
+    views, action_dims: how many are real; None: all.
+    """
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    views, action_dims = views or config.num_views, action_dims or config.max_action_dim
+    token_ids, token_mask = model.understanding.tokenize([text] * batch)
     action_mask = torch.zeros(batch, config.chunk_size, config.max_action_dim, dtype=torch.bool)
-    action_mask[:, :, :3] = True
-    pictures = torch.randint(0, 256, (batch, views, 3, 3, *size), generator=generator, dtype=torch.uint8)
+    action_mask[:, :, :action_dims] = True
+    shape = (batch, views, 3, 3, *config.view_size)
+    pictures = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     present = torch.ones(batch, views, dtype=torch.bool)
     observation = Observation(
         images=pictures[:, :, :2],
@@ -71,12 +114,4 @@ def tiny_training_batch(batch: int, device: str) -> tuple[VlaMotModel, Batch]:
         action_mask=action_mask,
         index=torch.arange(batch),
     )
-    return model, made.to(device)
-
-
-def _tiny_config() -> ModelConfig:
-    """The model of `experiment=conveyor`, as the commands compose it."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("posttrain", ["experiment=conveyor", "output=unused", "data.root=unused"])
-    plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    return model_config(plain, section(Embodiment, "embodiment", plain["embodiment"]))
+    return made.to(device)

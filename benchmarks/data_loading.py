@@ -9,7 +9,6 @@ so that a busy machine slows them alike, and medians over repeats are printed.
 folder: where the datasets are made and kept; by default a temporary one, removed at the end (full: 5 GiB).
 """
 
-import statistics
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import describe_machine, parse_arguments
+from common import describe_machine, head, parse_arguments, row, spread
 from loading.generated import Shape, generate, robot
 from loading.process import running
 from loading.trial import Setup
@@ -128,11 +127,11 @@ def race(scale: Scale, bench: Bench) -> None:
             waited = trial.draw(0, scale.seconds, STEP)["waited"]
             found.setdefault((count, name), []).append(trial.started | {"rate": rate, "waited": waited})
     print(f"\nTwo data workers; a step takes {1e3 * STEP:g} ms\n")
-    _head("datasets", "loader", "imports s", "ready s", "first batch s", "samples/s", "of waiting")
+    head("datasets", "loader", "imports s", "ready s", "first batch s", "samples/s", "of waiting")
     for (count, name), told in found.items():
-        seconds = [_spread([one[key] for one in told], ".2f") for key in ("imports", "ready", "first")]
+        seconds = [spread([one[key] for one in told], ".2f") for key in ("imports", "ready", "first")]
         rate, waited = ([one[key] for one in told] for key in ("rate", "waited"))
-        _row(count, name, *seconds, _spread(rate, ".0f"), _spread(waited, ".0%"))
+        row(count, name, *seconds, spread(rate, ".0f"), spread(waited, ".0%"))
 
 
 def memory(scale: Scale, bench: Bench) -> None:
@@ -141,7 +140,7 @@ def memory(scale: Scale, bench: Bench) -> None:
     loaders = {name: LOADERS[name] for name in ("ours, from video", "MultiLeRobotDataset")}
     loaders |= {FORKED: {"library": "lerobot", "context": "fork"}}
     print(f"\nMiB of memory that is a worker's own; {scale.long.total} frames per dataset\n")
-    _head("loader", "workers", "1 dataset", f"{many} datasets", "net", "net × workers", "all processes, PSS")
+    head("loader", "workers", "1 dataset", f"{many} datasets", "net", "net × workers", "all processes, PSS")
     for name, told in loaders.items():
         for workers in scale.workers:
             one, all_of_them = (
@@ -150,7 +149,7 @@ def memory(scale: Scale, bench: Bench) -> None:
             )
             net = (all_of_them["private"] - one["private"]) / MIB
             sums = f"{net * workers:.0f}", f"{all_of_them['everything'] / MIB:.0f}"
-            _row(
+            row(
                 name, workers, *(f"{w['private'] / MIB:.0f}" for w in (one, all_of_them)), f"{net:.1f}", *sums
             )
 
@@ -181,31 +180,16 @@ def growth(scale: Scale, bench: Bench) -> None:
     print(
         "\nNo data workers; ms per sample of the first 4 draws per dataset (of 256 at most), and after them\n"
     )
-    _head("datasets", "loader", "ready s", "first batch s", "ms first", "ms later")
+    head("datasets", "loader", "ready s", "first batch s", "ms first", "ms later")
     for (count, name), told in found.items():
         keys = ("ready", "first", "early", "later")
-        _row(count, name, *(_spread([one[key] for one in told], ".2f") for key in keys))
+        row(count, name, *(spread([one[key] for one in told], ".2f") for key in keys))
 
 
 def _turns(repeats: int, counts: Sequence[int], names: Iterable[str]) -> Iterator[tuple[int, int, str]]:
     """(repeat, datasets, loader), the loaders in turn."""
     names = list(names)
     return ((repeat, count, name) for repeat in range(repeats) for count in counts for name in names)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """Median, and from the least to the most where there are several."""
-    middle = format(statistics.median(values), form)
-    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} … {max(values):{form}})"
-
-
-def _head(*titles: str) -> None:
-    _row(*titles)
-    _row(*("---" for _ in titles))
-
-
-def _row(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 @contextmanager
