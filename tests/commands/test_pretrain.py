@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.test_loader import children
+from tests.train.runs import logged
 from vla_mot.commands.main import main
 from vla_mot.conf_dir import conf_dir
 from vla_mot.train.log import read_log
@@ -43,18 +44,13 @@ def pretrained(pretraining, tmp_path_factory) -> Path:
     return folder
 
 
-def losses(run):
-    timed = ("seconds", "samples_per_second")
-    return [{k: v for k, v in record.items() if k not in timed} for record in read_log(run)]
-
-
 def weights(run):
     (state,) = (run / "checkpoints" / "last" / "training_state").glob("*.safetensors")
     return state.read_bytes()
 
 
 def test_batches_are_made_of_what_was_asked_for(pretrained):
-    last = [record for record in losses(pretrained) if record["kind"] == "train"][-1]
+    last = [record for record in logged(pretrained) if record["kind"] == "train"][-1]
     kinds = {name: last[f"samples/{name}"] for name in ("planar", "fingers", "people")}
     assert sum(kinds.values()) == 48 and min(kinds.values()) > 0
     assert last["samples/with actions"] == kinds["planar"] + kinds["fingers"]
@@ -82,7 +78,7 @@ def test_data_workers_change_nothing_and_a_resumed_run_may_have_others(
     assert "20.0% people: conveyor_video, without actions: foresight only" in said.out
     assert "history and foresight  6 frames = 0.6 s at 10 fps; chunk 12 steps = 1.2 s" in said.out
     assert vla_mot("pretrain", f"resume={run}", "train.steps=6", "data.workers=1").code == 0
-    assert losses(run)[-1] == losses(pretrained)[-1]
+    assert logged(run)[-1] == logged(pretrained)[-1]
     assert weights(run) == weights(pretrained)
 
 
@@ -103,13 +99,13 @@ def test_posttraining_starts_from_it(pretrained, vla_mot, three_datasets, tmp_pa
     output = f"output={tmp_path / 'run'}"
     said = vla_mot("posttrain", "experiment=conveyor", *SMALL, *data, output, f"init_from={pretrained}")
     assert said.code == 0, said.err
-    assert losses(tmp_path / "run")[0]["foresight_loss"] < losses(pretrained)[0]["foresight_loss"]
+    assert logged(tmp_path / "run")[0]["foresight_loss"] < logged(pretrained)[0]["foresight_loss"]
 
 
 def test_videos_alone_train_foresight(pretraining, vla_mot, tmp_path):
     said = vla_mot(*pretraining, f"output={tmp_path / 'run'}", "~data.groups.planar", "~data.groups.fingers")
     assert said.code == 0, said.err
-    records = losses(tmp_path / "run")
+    records = logged(tmp_path / "run")
     assert all(record["action_loss"] == 0 and record["foresight_loss"] > 0 for record in records)
     assert vla_mot("verify", f"checkpoint={tmp_path / 'run'}").code == 0
 
@@ -149,7 +145,7 @@ def test_cached_latents_train_the_same(pretrained, pretraining, vla_mot, tmp_pat
     cached = ("data.latents=float32", f"data.cache={tmp_path / 'frames'}")
     assert vla_mot(*pretraining, *cached, f"output={run}", "train.steps=3").code == 0
     assert vla_mot("pretrain", f"resume={run}", "train.steps=6").code == 0
-    for mine, other in zip(losses(run), losses(pretrained), strict=True):
+    for mine, other in zip(logged(run), logged(pretrained), strict=True):
         assert mine.pop("kind") == other.pop("kind")
         assert mine == pytest.approx(other, rel=1e-4)
     said = vla_mot(*pretraining, *cached, f"output={tmp_path / 'b'}", "data.augmentation.hue=0.1")
@@ -168,7 +164,7 @@ def test_statistics_come_from_a_file(pretrained, pretraining, three_datasets, vl
         run = tmp_path / f"run{chunk}"
         said = vla_mot(*pretraining, f"data.statistics={file}", f"output={run}")
         assert said.code == code
-    assert losses(tmp_path / "run12") == losses(pretrained)
+    assert logged(tmp_path / "run12") == logged(pretrained)
     assert "chunk size 5" in said.err and "12 is wanted" in said.err
 
 
@@ -208,7 +204,7 @@ def test_a_new_run_skips_what_is_broken(pretraining, three_datasets, vla_mot, tm
     assert said.code == 2 and not (tmp_path / "strict").exists()
     said = vla_mot(*pretraining, *places, f"output={tmp_path / 'run'}", "data.skip_broken=9")
     assert said.code == 0, said.err
-    last = [record for record in losses(tmp_path / "run") if record["kind"] == "train"][-1]
+    last = [record for record in logged(tmp_path / "run") if record["kind"] == "train"][-1]
     assert last["samples/people"] + last["samples/planar"] == 48
 
 

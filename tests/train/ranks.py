@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.train.runs import MemoryStream, trainer
+from tests.train.runs import MemoryStream, logged, trainer
 
 from vla_mot.batch import Batch
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.config import ParallelConfig
-from vla_mot.train.log import read_log
 from vla_mot.train.loop import Trainer
 from vla_mot.train.world import World, join, whole
 
@@ -27,6 +26,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "ddp in passes": {"parallel": ParallelConfig("ddp", micro_batch=1, recompute="full")},
     "fsdp in passes": {"parallel": ParallelConfig("fsdp", micro_batch=1, recompute="full")},
     "fsdp asynchronous": {"parallel": ParallelConfig("fsdp"), "save_async": True},
+    "hybrid": {"parallel": ParallelConfig("fsdp", shard_ranks=1)},
     "fsdp muon": {"parallel": ParallelConfig("fsdp"), "optimizer": "muon"},
 }
 
@@ -63,12 +63,8 @@ def findings(run: Trainer) -> dict[str, Any]:
     """What ten steps found, from the first on or from where a checkpoint left off."""
     gradient = first_gradient(run)
     run.run()
-    log = [
-        {k: v for k, v in r.items() if isinstance(v, float | int) and "second" not in k}
-        for r in read_log(run.run_folder)
-    ]
     weights = {name: whole(tensor).clone() for name, tensor in run.model.state_dict().items()}
-    return {"gradient": gradient, "log": log, "weights": weights}
+    return {"gradient": gradient, "log": logged(run.run_folder), "weights": weights}
 
 
 def main(alone: Path, output: Path) -> None:

@@ -12,7 +12,9 @@ from tests.model.tiny import tiny_batch
 
 from vla_mot.batch import Batch
 from vla_mot.train.config import TrainConfig
+from vla_mot.train.log import read_log
 from vla_mot.train.loop import Trainer
+from vla_mot.train.pace import MACHINE
 from vla_mot.train.world import World
 
 
@@ -54,6 +56,15 @@ def train_config(**changes: Any) -> TrainConfig:
         save_every=2,
     )
     return replace(quick, **changes)
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The records of a run without what its machine decides: times, rates, memory."""
+    timed = ("seconds", "samples_per_second")
+    return [
+        {k: v for k, v in record.items() if k not in timed and not k.startswith(MACHINE)}
+        for record in read_log(run)
+    ]
 
 
 def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:

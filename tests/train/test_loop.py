@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.full_disk import full_disk
-from tests.train.runs import MemoryStream, saved_state, trainer
+from tests.train.runs import MemoryStream, logged, saved_state, trainer
 
 from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.infer.golden import record_golden
@@ -33,11 +33,6 @@ def assert_bitwise_equal(mine: dict[str, torch.Tensor], theirs: dict[str, torch.
     assert not different, different
 
 
-def numbers(run: Path) -> list[dict]:
-    timed = ("seconds", "samples_per_second")
-    return [{k: v for k, v in record.items() if k not in timed} for record in read_log(run)]
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path, optimizer: str) -> None:
     whole = trainer(tmp_path / "whole", optimizer=optimizer)
@@ -52,7 +47,7 @@ def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path, optimizer:
     assert second.progress.step == 4
     second.run()
     assert_bitwise_equal(state_of(second), state_of(whole))
-    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
 
 
 def test_killed_process_resumes_bitwise(tmp_path: Path) -> None:

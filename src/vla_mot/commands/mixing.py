@@ -32,6 +32,7 @@ from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot
+from vla_mot.train.origins import Origin
 from vla_mot.train.world import World
 
 _DECLARED = 64  # numbers per frame of a robot that is only declared
@@ -58,6 +59,11 @@ class Data:
     def datasets(self) -> OpenDatasets[Opened]:
         """The datasets as this process opens them: for validation, and what a new tokenizer is fitted on."""
         return OpenDatasets(self.recipe.open, 16)
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Every dataset, its group and its robot, in the order of `Batch.origin[:, 0]`."""
+        return tuple(Origin(entry.name, entry.group, entry.robot.name) for entry in self.mixture.entries)
 
     @property
     def identity(self) -> str:

@@ -16,7 +16,10 @@ from vla_mot.hub.remote import fetch
 from vla_mot.hub.stock import load_backbone
 from vla_mot.model.model import VlaMotModel
 from vla_mot.train.batches import Batches
+from vla_mot.train.flops import cost_of
 from vla_mot.train.loop import Trainer
+from vla_mot.train.meters import Work
+from vla_mot.train.pace import matmul_ceiling
 from vla_mot.train.world import World
 
 _FIT_FRAMES = 512  # training frames that the foresight tokenizer's statistics are fitted on
@@ -76,7 +79,20 @@ def make_trainer(
     loader = data.loader(config, model.understanding.tokenize, world)
     validation = data.validation_batches(config, model.understanding.tokenize)
     described = portable(plain) | {"mixture": data.mixture.manifest()}
-    return Trainer(model, data.spec, loader, validation, config.train, run, described, world)
+    latents = config.data.latents
+    cost = cost_of(config.model, config.train, None if latents is None else getattr(torch, latents))
+    return Trainer(
+        model,
+        data.spec,
+        loader,
+        validation,
+        config.train,
+        run,
+        described,
+        world,
+        origins=data.origins,
+        work=Work(cost.flops, matmul_ceiling(world.device, config.train.parallel.precision)),
+    )
 
 
 def portable(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from vla_mot.hub.spec import PolicySpec
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.model.model import VlaMotModel
+from vla_mot.train.adapters import merged
 from vla_mot.train.average import AveragedWeights
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.optimizer import Optimizers
@@ -43,14 +44,15 @@ PROGRESS_FILE = "progress.json"
 class Progress:
     """Where a run stands: optimizer steps done, seconds of training spent, samples learned of each kind.
 
-    best: the lowest validation loss so far. watched: what `train.spikes` remembers of the losses.
+    best: the lowest validation loss so far. skipped: steps that were left out. usual: `spikes.RunningLoss`.
     """
 
     step: int
     seconds: float
     samples: Mapping[str, int] = field(default_factory=dict)
     best: float | None = None
-    watched: Mapping[str, Any] = field(default_factory=dict)
+    skipped: int = 0
+    usual: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Checkpoints:
         content = _Content(
             progress,
             average.updates,
-            _whole_on_main(policy_state(model, average), self._world),
+            merged(_whole_on_main(average.state, self._world), self._config.experts),
             state_of(model, average, optimizers),
             is_best,
         )
@@ -174,11 +176,6 @@ class _Background:
         self._thread.join()
         if self._error is not None:
             raise self._error
-
-
-def policy_state(model: VlaMotModel, average: AveragedWeights) -> dict[str, Tensor]:
-    """The weights of the policy that is saved: the averaged ones, in a plain model's names."""
-    return average.state
 
 
 def _whole_on_main(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_mot.errors import CheckpointError
+from vla_mot.train import eight_bit
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.experts import groups
 
@@ -55,7 +56,7 @@ class Optimizers:
             f"{self._names[parameter]}/{quantity}": value
             for part in self._parts
             for parameter, state in part.state.items()
-            for quantity, value in state.items()
+            for quantity, value in eight_bit.packed(state).items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -77,9 +78,9 @@ class Optimizers:
             for group in part.param_groups:
                 for parameter in group["params"] if found else ():
                     state = found[self._names[parameter]]
-                    part.state[parameter] = {
-                        name: value.to(parameter.device) for name, value in state.items()
-                    }
+                    part.state[parameter] = eight_bit.unpacked(
+                        part, {name: value.to(parameter.device) for name, value in state.items()}
+                    )
 
 
 def _groups(named: Mapping[str, Tensor], config: TrainConfig) -> list[dict[str, Any]]:
@@ -94,6 +95,8 @@ def _groups(named: Mapping[str, Tensor], config: TrainConfig) -> list[dict[str, 
 
 
 def _adamw(parameters: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw8bit":
+        return eight_bit.make(parameters, config)
     return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

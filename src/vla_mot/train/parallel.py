@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.nn.parallel import DistributedDataParallel
 
 from vla_mot.model.model import VlaMotModel
+from vla_mot.train.adapters import inject
 from vla_mot.train.config import ParallelConfig, TrainConfig
 from vla_mot.train.experts import freeze
 from vla_mot.train.world import World, shard_mesh
@@ -26,6 +27,7 @@ def prepare(model: VlaMotModel, config: TrainConfig, world: World) -> nn.Module:
     Raises ConfigError when nothing would train, or when the ranks cannot be divided as asked.
     """
     freeze(model, config.experts)
+    inject(model, config.experts, config.seed)
     model.stack.recompute, model.stack.insulate = config.parallel.recompute, config.insulate
     if config.parallel.compile:
         model.stack.compile_layers()

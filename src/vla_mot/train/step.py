@@ -4,6 +4,7 @@ The numbers that the losses are means over are counted and added up across ranks
 pass contributes its part of the one global mean, however the batch is cut.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,9 @@ from vla_mot.model.model import Losses, VlaMotModel
 from vla_mot.model.objective import draw_noise, global_counts, objective
 from vla_mot.train.batches import Batches
 from vla_mot.train.config import TrainConfig
+from vla_mot.train.meters import gradient_norms
 from vla_mot.train.parallel import autocast, one_pass
+from vla_mot.train.watch import Phase
 from vla_mot.train.world import World, whole
 
 
@@ -22,7 +25,7 @@ from vla_mot.train.world import World, whole
 class Gradient:
     """What a step's passes found: the global loss and its two terms, the gradient's norm before it was clipped.
 
-    losses: per sample of this rank. asked: the sum of what the ranks were asked.
+    losses: per sample of this rank. asked: the sum of what the ranks were asked. norms: `meters.gradient_norms`.
     """
 
     loss: float
@@ -30,7 +33,8 @@ class Gradient:
     foresight: float
     norm: float
     losses: Losses
-    asked: float = 0.0
+    asked: float
+    norms: Mapping[str, float]
 
 
 class Passes:
@@ -47,10 +51,19 @@ class Passes:
             world,
         )
 
-    def gradient(self, step: int, batch: Batch, asked: float = 0.0) -> Gradient:
+    def gradient(
+        self,
+        step: int,
+        batch: Batch,
+        enter: Callable[[Phase], None] = lambda phase: None,
+        asked: float = 0.0,
+        *,
+        norms: bool = False,
+    ) -> Gradient:
         """Add the gradient of the global loss to the weights', and clip it.
 
-        batch: this rank's share, on its device. asked: a number that travels to all ranks with the losses.
+        batch: this rank's share, on its device. enter: told which phase begins. asked: a number that travels to all
+        ranks with the losses. norms: whether each expert's gradient is measured.
         """
         self.model.train()
         config, size = self.config, self.batches.micro_batch
@@ -61,16 +74,26 @@ class Passes:
             noise, level = draw_noise(
                 part, config.action_draws, config.seed, step, self.model.config.noise_level
             )
+            enter("forward")
             with one_pass(self.learner, last=start + size >= batch.batch_size):
                 with autocast(config.parallel, self.world.device):
                     losses: Losses = self.learner(part, noise, level)
                 goal = objective(losses, config.foresight_weight, counts)
+                enter("backward")
                 goal.total.backward()
             terms[:2] += torch.stack((goal.action, goal.foresight))
             found.append(losses)
         action, foresight, asked_all = self.world.sum(terms)
-        loss = float(action + config.foresight_weight * foresight)
-        return Gradient(loss, float(action), float(foresight), self._clip(), _joined(found), float(asked_all))
+        norm = self._clip()
+        return Gradient(
+            loss=float(action + config.foresight_weight * foresight),
+            action=float(action),
+            foresight=float(foresight),
+            norm=norm,
+            losses=_joined(found),
+            asked=float(asked_all),
+            norms=gradient_norms(self.model, norm, config.clip_norm) if norms else {},
+        )
 
     def _clip(self) -> float:
         trained = [p for p in self.model.parameters() if p.grad is not None]

@@ -1,0 +1,121 @@
+"""Which checkpoints stay, what is written beside the next steps, and what an adapted run leaves behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.full_disk import full_disk
+from tests.train.runs import MemoryStream, logged, saved_state, trainer
+from tests.train.test_loop import assert_bitwise_equal, state_of
+
+from vla_mot.infer.policy import Policy
+from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, ParallelConfig
+from vla_mot.train.log import read_log
+
+
+def numbers(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_multiples_stay_beside_the_newest(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=10, save_every=1, keep_every=4, keep_checkpoints=1).run()
+    assert numbers(tmp_path) == ["000004", "000008", "000010", "last"]
+
+
+def test_the_best_is_saved_when_it_is_met_and_stays(tmp_path: Path) -> None:
+    """At a rate that ruins everything after a few steps, the best lies behind the newest ones."""
+    run = trainer(
+        tmp_path, steps=12, lr=0.3, warmup_steps=12, val_every=1, save_every=12, keep_best=True, ema_decay=0.0
+    )
+    run.run()
+    scores = {
+        r["step"]: r["action_loss"] + 0.01 * r["foresight_loss"]
+        for r in read_log(tmp_path)
+        if r["kind"] == "validation"
+    }
+    best = min(scores, key=scores.__getitem__)
+    assert best < 11
+    assert (tmp_path / "checkpoints" / "best").resolve().name == f"{best:06d}"
+    assert find_checkpoint(tmp_path).name == "000012"
+    again = trainer(tmp_path, steps=12, ema_decay=0.0)
+    again.resume(find_checkpoint(tmp_path))
+    assert again.progress.best == scores[best]
+
+
+def test_written_beside_the_next_steps_it_is_the_same(tmp_path: Path) -> None:
+    one, other = trainer(tmp_path / "one"), trainer(tmp_path / "other", save_async=True)
+    for run in (one, other):
+        run.run()
+    for name in ("000004", "000006"):
+        mine, theirs = (tmp_path / run / "checkpoints" / name for run in ("one", "other"))
+        assert_bitwise_equal(saved_state(mine), saved_state(theirs))
+        file = Path("pretrained_model", "model.safetensors")
+        assert (mine / file).read_bytes() == (theirs / file).read_bytes()
+    assert numbers(tmp_path / "one") == numbers(tmp_path / "other")
+
+
+def test_what_a_thread_could_not_write_is_raised(tmp_path: Path) -> None:
+    run = trainer(tmp_path, save_async=True)
+    good = run.save()
+    run.checkpoints.finish()
+    with full_disk(4000), pytest.raises(OSError, match="File too large"):
+        run.run()
+    assert find_checkpoint(tmp_path) == good
+
+
+ADAPTED = ExpertsConfig(
+    vision=ExpertTraining(frozen=True),
+    understanding=ExpertTraining(adapter=AdapterConfig("lora", rank=4)),
+    generation=ExpertTraining(adapter=AdapterConfig("dora", rank=2)),
+    action=ExpertTraining(lr_scale=2.0),
+)
+
+
+def test_an_adapted_run_resumes_bitwise_and_saves_a_plain_policy(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", experts=ADAPTED)
+    before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    whole.run()
+    first = trainer(tmp_path / "parts", experts=ADAPTED)
+    batches = MemoryStream().batches(0, 4)
+    first.stream.batches = lambda start, stop, prefetch: batches
+    first.run()
+    second = trainer(tmp_path / "parts", experts=ADAPTED)
+    second.resume(find_checkpoint(tmp_path / "parts"))
+    assert second.progress.step == 4
+    second.run()
+    assert_bitwise_equal(state_of(second), state_of(whole))
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    saved = saved_state(find_checkpoint(tmp_path / "whole"))
+    for name, tensor in before.items():
+        if ".base_layer." in name or name.startswith("understanding.visual."):
+            assert torch.equal(saved[f"model.{name}"], tensor), name
+    policy = Policy.from_pretrained(find_checkpoint(tmp_path / "whole") / "pretrained_model")
+    assert not [name for name in policy.model.state_dict() if "lora" in name or "base_layer" in name]
+    moved = "stack.layers.0.experts.understanding.self_attn.q_proj.weight"
+    adapted = before[moved.replace(".weight", ".base_layer.weight")]
+    assert not torch.equal(policy.model.state_dict()[moved], adapted)
+
+
+def test_passes_make_the_same_step(tmp_path: Path) -> None:
+    """Gradients are sums of another order, so equal but for rounding."""
+    one = trainer(tmp_path / "one")
+    four = trainer(tmp_path / "four", parallel=ParallelConfig(micro_batch=1))
+    for run in (one, four):
+        batch = next(run.stream.batches(0, 1))
+        found = run.passes.gradient(0, batch)
+        assert len(found.losses.action_sum) == 4
+    pairs = zip(one.model.parameters(), four.model.parameters(), strict=True)
+    for mine, theirs in ((a.grad, b.grad) for a, b in pairs if a.grad is not None):
+        assert theirs is not None
+        assert (mine - theirs).norm() <= 1e-5 * mine.norm() + 1e-9
+
+
+def test_each_expert_has_its_own_rate_and_norm_in_the_log(tmp_path: Path) -> None:
+    experts = ExpertsConfig(vision=ExpertTraining(frozen=True), action=ExpertTraining(lr_scale=0.5))
+    trainer(tmp_path, experts=experts).run()
+    record = read_log(tmp_path)[0]
+    assert record["lr/action"] == pytest.approx(0.5 * record["lr/understanding"])
+    assert "grad_norm/vision" not in record
+    squares = sum(value**2 for key, value in record.items() if key.startswith("grad_norm/"))
+    assert squares == pytest.approx(record["grad_norm"] ** 2, rel=1e-4)
