@@ -30,6 +30,10 @@ class JobError(RuntimeError):
     """A job that was submitted to a cluster ended without a result; its own message says why."""
 
 
+class RankLostError(RuntimeError):
+    """Another of the processes that train together ended; its own message says why."""
+
+
 class NonFiniteLossError(ValueError):
     """A loss or gradient became NaN or infinite; the message names the batch and the last good checkpoint."""
 

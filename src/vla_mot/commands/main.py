@@ -18,6 +18,7 @@ from vla_mot.errors import (
     DataWorkerError,
     JobError,
     NonFiniteLossError,
+    RankLostError,
     TrainingStoppedError,
     unknown_name,
 )
@@ -110,7 +111,7 @@ def _explained() -> Iterator[None]:
             ConfigError(f"this needs {error.name!r}, which is not installed: pip install 'vla-mot[{extra}]'.")
         )
         raise SystemExit(BAD_INPUT) from error
-    except (DataWorkerError, JobError, OSError) as error:
+    except (DataWorkerError, RankLostError, JobError, OSError) as error:
         _say(error)  # a killed process, a full disk, a folder that may not be written, a job that failed
         raise SystemExit(FAILED) from error
     except Exception as error:

@@ -5,6 +5,7 @@ that has opened nothing yet costs next to no memory of its own.
 """
 
 import gc
+import logging
 import multiprocessing
 import os
 import queue
@@ -13,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, cast
 
 from torch import Tensor
@@ -24,8 +26,11 @@ from vla_mot.data.joining import join
 from vla_mot.data.stream import Part, SampleStream, StreamConfig
 from vla_mot.errors import DataWorkerError
 
+log = logging.getLogger(__name__)
+
 _IMPORTS = ["vla_mot.data.stream", "vla_mot.backbones.tokenizers"]  # by the fork server, once for all workers
 _AHEAD = 2  # parts that a worker makes ahead
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class Loader:
@@ -42,6 +47,12 @@ class Loader:
         self._own = SampleStream(config) if workers == 0 else None
         for worker in range(workers):
             config.places(0, worker, workers)
+        if workers > (cores := len(os.sched_getaffinity(0))):
+            log.warning(
+                "data.workers=%d are more than the cores that this process may use (%d); fewer are often faster.",
+                workers,
+                cores,
+            )
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -100,7 +111,8 @@ class Loader:
         """The parts of all workers in turn, step by step."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*_IMPORTS, *self._decoding()])
-        loader = DataLoader(
+        _start_fork_server()
+        loader = _Workers(
             _Parts(self.config, start, stop),
             batch_size=None,
             num_workers=self.workers,
@@ -109,24 +121,54 @@ class Loader:
             multiprocessing_context=context,
             prefetch_factor=_AHEAD,
         )
+        others = set(multiprocessing.active_children())
         arriving = iter(loader)
-        while True:
-            try:
-                part = next(arriving)
-            except StopIteration:
-                return
-            except (
-                RuntimeError,
-                OSError,
-                EOFError,
-            ) as error:  # a worker that is gone; our own arrive as values
-                raise DataWorkerError(
-                    f"a data worker died: {error} Was it killed, or is the machine out of memory? Fewer data.workers, "
-                    "or a smaller data.most_open, need less."
-                ) from error
-            if isinstance(part, Exception):
-                raise part
-            yield part
+        workers = set(multiprocessing.active_children()) - others
+        try:
+            yield from _received(arriving)
+        finally:
+            del arriving  # torch asks the workers to end, and waits some seconds
+            for worker in workers:
+                if worker.is_alive():  # stuck, and deaf to the SIGTERM with which torch ended it
+                    worker.kill()
+
+
+def _received(arriving: Iterator[Part | Exception]) -> Iterator[Part]:
+    """What the workers send; an error that one met is raised here, as is the death of one."""
+    while True:
+        try:
+            part = next(arriving)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:  # a worker that is gone; our own arrive as values
+            raise DataWorkerError(
+                f"a data worker died: {error} Was it killed, or is the machine out of memory? Fewer data.workers, "
+                "or a smaller data.most_open, need less."
+            ) from error
+        if isinstance(part, Exception):
+            raise part
+        yield part
+
+
+def _start_fork_server() -> None:
+    """Start it, and thereby all workers, deaf to what asks a trainer to stop: that is for the trainer to hear.
+
+    Terminals, launchers and schedulers send their signals to all processes of a job, and a trainer whose workers are
+    gone cannot end the step that it is in. Blocked signals stay blocked in whatever a process starts.
+    """
+    resource_tracker.ensure_running()  # when it starts, it unblocks some of them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Workers(DataLoader[Part | Exception]):
+    """Torch says twice that there are more workers than cores; `Loader` says it once."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Nothing."""
 
 
 class _Parts(IterableDataset[Part | Exception]):
@@ -149,9 +191,6 @@ def _unchanged(part: Part | Exception) -> Part | Exception:
 
 
 def _set_up(worker: int) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the trainer decides when to stop
     gc.freeze()  # a collection writes to every object that came with the fork, and so copies it: 100 MiB a worker
     threading.Thread(target=_end_with_trainer, name="trainer-watch", daemon=True).start()
 

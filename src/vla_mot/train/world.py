@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from vla_mot.errors import ConfigError
+from vla_mot.train.peers import losses_explained
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -101,7 +102,8 @@ def join(device: str, patience: float | None) -> Iterator[World]:
 
     device: `cpu` or `cuda`; of several GPUs a rank takes the one of its local rank.
     patience: seconds that a rank waits for the others in one exchange; None: torch's default.
-    Raises ConfigError when the launcher told only half, or when there are more ranks than GPUs.
+    Raises ConfigError when the launcher told only half, or when there are more ranks than GPUs; RankLostError when
+    another rank ended meanwhile.
     """
     size = launched_ranks()
     if size == 1:
@@ -118,7 +120,8 @@ def join(device: str, patience: float | None) -> Iterator[World]:
     timeout = None if patience is None else timedelta(seconds=patience)
     dist.init_process_group(backend, timeout=timeout)
     try:
-        yield world
+        with losses_explained(rank):
+            yield world
     finally:
         dist.destroy_process_group()
 
