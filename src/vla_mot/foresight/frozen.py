@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_mot.foresight.base import ForesightTokenizer
+from vla_mot.nn.autocast import without_autocast
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -42,13 +43,13 @@ class FrozenAutoencoder(ForesightTokenizer):
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(pictures.device.type, enabled=False):
+        with without_autocast(pictures.device):
             raw = self.raw_encode(pictures.to(self._dtype)).to(pictures.dtype)
             return (raw - self.latent_shift) * self.latent_scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents.device):
             raw = latents / self.latent_scale + self.latent_shift
             return self.raw_decode(raw.to(self._dtype)).to(latents.dtype)
 

@@ -24,6 +24,7 @@ from vla_mot.model.config import ModelConfig
 from vla_mot.model.heads import ActionHead, GenerationHead
 from vla_mot.model.precision import cast_weights, keeps_float32
 from vla_mot.model.tokens import Tokens
+from vla_mot.nn.autocast import without_autocast
 from vla_mot.nn.expert import ExpertConfig, ExpertLayer, Geometry
 from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
 from vla_mot.nn.mot import JointLayer, JointTransformer, KVCache
@@ -219,7 +220,7 @@ class VlaMotModel(nn.Module):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """`(B, V, T, 3, H, W)` uint8 or float in [0, 1] → latents `(B, V, T, C, h, w)`, without gradient."""
-        with torch.autocast(frames.device.type, enabled=False):  # a tokenizer has its own dtype
+        with without_autocast(frames.device):  # a tokenizer has its own dtype
             pictures = self._tokenizer_pictures(frames.flatten(0, 2))
             return self.tokenizer.encode(pictures).unflatten(0, frames.shape[:3])
 
@@ -229,7 +230,7 @@ class VlaMotModel(nn.Module):
 
         Raises ConfigError when nothing can be fitted on them.
         """
-        with torch.autocast(frames.device.type, enabled=False):
+        with without_autocast(frames.device):
             self.tokenizer.fit(self._tokenizer_pictures(frames))
 
     def _tokenizer_pictures(self, frames: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ class VlaMotModel(nn.Module):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents `(B, V, C, h, w)` → pictures `(B, V, 3, H, W)` in [0, 1]."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents.device):
             pictures = self.tokenizer.decode(latents.flatten(0, 1))
         return ((pictures + 1) / 2).clamp(0, 1).unflatten(0, latents.shape[:2])
 

@@ -205,7 +205,7 @@ class Trainer:
 
     def _counted(self, batch: Batch) -> dict[str, int]:
         """What all batches so far were made of, this one included, over all ranks."""
-        new = {f"samples/{group}": n for group, n in self.stream.composition(batch).items()}
+        new = {f"samples/{group}": n for group, n in self.stream.composition(batch).items() if group}
         new["samples/with actions"] = int(batch.action_mask.flatten(1).any(1).sum())
         new["samples/with foresight"] = int(batch.future_mask.any(1).sum())
         added = self.world.sum(torch.tensor(list(new.values()))).tolist()
