@@ -16,6 +16,7 @@ from vla_mot.batch import Batch
 from vla_mot.model.model import VlaMotModel
 from vla_mot.model.precision import keeps_float32
 from vla_mot.nn.norm import RMSNorm, like
+from vla_mot.nn.recompute import Recompute
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -61,14 +62,14 @@ def learned(
     return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full", "selective"])
 @pytest.mark.parametrize("precision", ["weights", "autocast"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_training_step_runs_in_bfloat16(family: str, precision: str, checkpointing: bool) -> None:
+def test_a_training_step_runs_in_bfloat16(family: str, precision: str, recompute: Recompute) -> None:
     model, batch = tiny_model(family=family).train(), labelled(tiny_batch())
     expected, true_gradients = learned(model, batch, nullcontext())
     model.zero_grad()
-    model.stack.gradient_checkpointing = checkpointing
+    model.stack.recompute = recompute
     if precision == "weights":
         model.cast(torch.bfloat16)
     total, gradients = learned(model, batch, autocast() if precision == "autocast" else nullcontext())

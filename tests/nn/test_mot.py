@@ -8,9 +8,10 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from vla_mot.errors import ConfigError
+from vla_mot.nn.attention import attend
 from vla_mot.nn.expert import ExpertConfig, ExpertLayer, Geometry
 from vla_mot.nn.masks import ACTION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
-from vla_mot.nn.mot import JointTransformer, attend
+from vla_mot.nn.mot import JointTransformer
 from vla_mot.nn.rope import RopeConfig, rotation
 
 ALL = ("understanding", "generation", "action")
@@ -237,28 +238,14 @@ def test_the_last_layer_of_an_expert_that_nobody_asked_for_stops_at_its_keys_and
     assert ran == [(0, name) for name in ALL] + [(1, "generation")]
 
 
-def test_gradient_checkpointing_changes_no_bit() -> None:
-    results = []
-    for checkpointing in (False, True):
-        stack, (blocks, layout, positions) = small_stack().train(), small_tokens()
-        stack.gradient_checkpointing = checkpointing
-        states, _ = run(stack, blocks, layout, positions)
-        total = torch.cat([x.square().flatten() for x in states.values()]).sum()
-        results.append((total.detach(), *torch.autograd.grad(total, list(stack.parameters()))))
-    for plain, recomputed in zip(*results, strict=True):
-        assert torch.equal(plain, recomputed)
-
-
-def test_checkpointing_really_recomputes() -> None:
-    stack, (blocks, layout, positions) = small_stack().train(), small_tokens()
-    calls: list[int] = []
-    stack.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    for checkpointing, expected in ((False, 1), (True, 2)):
-        calls.clear()
-        stack.gradient_checkpointing = checkpointing
-        states, _ = run(stack, blocks, layout, positions)
-        states[ACTION].sum().backward()
-        assert len(calls) == expected
+@torch.no_grad()
+def test_a_cache_that_is_not_kept_changes_nothing_else() -> None:
+    stack, (blocks, layout, positions) = small_stack(), small_tokens()
+    turn, mask = rotation(positions, GEOMETRY.head_dim, GEOMETRY.rope), build_attn_mask(layout)
+    kept, full = stack(by_expert(blocks), turn, mask, outputs=ALL)
+    states, empty = stack(by_expert(blocks), turn, mask, outputs=ALL, keep_cache=False)
+    assert len(full) == len(layout) and len(empty) == 0
+    assert all(torch.equal(kept[name], states[name]) for name in ALL)
 
 
 @torch.no_grad()

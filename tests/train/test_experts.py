@@ -63,8 +63,8 @@ def test_a_name_that_nobody_owns_is_our_own_mistake() -> None:
 @pytest.mark.parametrize("frozen", EXPERTS)
 def test_a_frozen_expert_gets_no_gradient_and_the_others_do(frozen: str) -> None:
     model, before = tiny_model(), trained(tiny_model())
-    counts = freeze(model, ExpertsConfig(**{frozen: FROZEN}))
-    assert counts == {**before, frozen: 0}
+    freeze(model, ExpertsConfig(**{frozen: FROZEN}))
+    assert all(before.values()) and trained(model) == {**before, frozen: 0}
     batch = tiny_batch()
     losses = model.losses(batch, *tiny_noise(batch))
     (losses.action_sum.sum() + losses.foresight_sum.sum()).backward()
@@ -82,10 +82,6 @@ def test_freezing_never_thaws_what_the_model_froze() -> None:
     assert any(name.startswith("stack.") for name in unused)
     freeze(model, ExpertsConfig())
     assert unused == {name for name, weight in model.named_parameters() if not weight.requires_grad}
-
-
-def test_adapters_leave_an_expert_s_own_weights_as_they_are() -> None:
-    assert freeze(tiny_model(), ExpertsConfig(action=ADAPTED))["action"] == 0
 
 
 def test_nothing_to_train_is_refused() -> None:

@@ -7,28 +7,31 @@ Legend: `B` batch, `S` tokens of one expert, `Q`/`K` queries and keys over all e
 the cached tokens too), `D_e` width of expert e, `H` heads, `G` KV heads, `d` head dim.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from vla_mot.nn.attention import attend, attend_insulated
 from vla_mot.nn.expert import Geometry
+from vla_mot.nn.recompute import Recompute, recomputed
 from vla_mot.nn.rope import Rotation, rotate
+
+_INSULATED = "action"
+"""The expert, last in block order, whose loss may be kept from the others' weights."""
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys (rotated) and values of a prefix, per layer `(B, K, G, d)`. Read-only: `joint` never writes to it."""
+    """Keys (rotated) and values of a prefix, per layer `(B, K, G, d)`. Read-only: the stack never writes to it."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
     def __len__(self) -> int:
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[1] if self.keys else 0
 
 
 class JointLayer(nn.Module):
@@ -38,6 +41,7 @@ class JointLayer(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.experts = nn.ModuleDict(experts)
+        self.program: Callable[..., Any] = _run_layer
 
     def forward(
         self,
@@ -46,12 +50,27 @@ class JointLayer(nn.Module):
         attn_mask: Tensor,
         past: tuple[Tensor, Tensor] | None,
         outputs: Collection[str],
+        insulate: bool = False,
+        recompute: Recompute = "none",
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """Return the new hidden states of `outputs` and this layer's keys and values (cached ones included).
 
         hidden: expert → `(B, S, D_e)`, in block order. turn: of these tokens. attn_mask: `(B, Q, K)` bool.
+        insulate, recompute: see `JointTransformer`.
         """
-        spans, queries, keys, values, start = {}, [], [], [], 0
+        return self.program(self, recompute, hidden, turn, attn_mask, past, outputs, insulate)
+
+    def joint(
+        self,
+        hidden: Mapping[str, Tensor],
+        turn: Rotation,
+        attn_mask: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        outputs: Collection[str],
+        insulate: bool,
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """The computation of `forward`, which says how it is run."""
+        spans, queries, keys, values, start = {}, {}, [], [], 0
         for name, x in hidden.items():
             spans[name] = slice(start, start := start + x.shape[1])
             expert: Any = self.experts[name]
@@ -59,15 +78,19 @@ class JointLayer(nn.Module):
             keys.append(self._heads(attention, "k", normed))
             values.append(self._heads(attention, "v", normed))
             if name in outputs:
-                queries.append(rotate(self._heads(attention, "q", normed), turn[spans[name]]))
+                queries[name] = rotate(self._heads(attention, "q", normed), turn[spans[name]])
         key, value = rotate(torch.cat(keys, dim=1), turn), torch.cat(values, dim=1)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=1), torch.cat((past[1], value), dim=1)
         if not queries:
             return {}, (key, value)
-        rows = [attn_mask[:, spans[name]] for name in outputs]
+        rows = [attn_mask[:, spans[name]] for name in queries]
         mask = attn_mask if len(rows) == len(hidden) else torch.cat(rows, dim=1)
-        attended = attend(torch.cat(queries, dim=1), key, value, mask)
+        query = torch.cat(list(queries.values()), dim=1)
+        if insulate and _INSULATED in queries:
+            attended = attend_insulated(query, key, value, mask, readers=hidden[_INSULATED].shape[1])
+        else:
+            attended = attend(query, key, value, mask)
         return self._finish(hidden, attended, outputs), (key, value)
 
     def _heads(self, attention: Any, kind: str, x: Tensor) -> Tensor:
@@ -89,11 +112,21 @@ class JointLayer(nn.Module):
         return done
 
 
+def _run_layer(layer: JointLayer, recompute: Recompute, *args: Any) -> Any:
+    """What is compiled: recomputing inside, where a compiler sees it; the hooks of the layer outside."""
+    return recomputed(recompute, layer.joint, *args)
+
+
 class JointTransformer(nn.Module):
     """The stack of joint layers and each expert's final norm.
 
     layers: per expert, its layers in order. norms: per expert, its final norm. Both in block order.
+    recompute: what training computes again in the backward pass (`vla_mot.nn.recompute`).
+    insulate: the action expert reads the others' keys and values, but sends them no gradient.
     """
+
+    recompute: Recompute = "none"
+    insulate: bool = False
 
     def __init__(
         self,
@@ -112,7 +145,15 @@ class JointTransformer(nn.Module):
             for i in range(geometry.num_layers)
         )
         self.norms = nn.ModuleDict(norms)
-        self.gradient_checkpointing = False
+
+    def compile_layers(self, **options: Any) -> None:
+        """Run every layer by `torch.compile` from now on, each as one graph; options are torch's.
+
+        Weights keep their names. Hooks on a layer stay outside of what is compiled, as sharding needs it.
+        """
+        program = torch.compile(_run_layer, fullgraph=True, **options)
+        for layer in self.layers:
+            cast(JointLayer, layer).program = program
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,6 +169,7 @@ class JointTransformer(nn.Module):
         outputs: Collection[str],
         kv_cache: KVCache | None = None,
         injected: Mapping[str, Sequence[Tensor]] | None = None,
+        keep_cache: bool = True,
     ) -> tuple[dict[str, Tensor], KVCache]:
         """Run all layers.
 
@@ -135,38 +177,23 @@ class JointTransformer(nn.Module):
         turn: rotation of these tokens. attn_mask: `(B, Q, K)` bool with K = cached + these tokens.
         outputs: experts whose final (normed) states are wanted; the last layer of the others stops at its keys
         and values. injected: expert → tensors like its embeddings; the i-th is added after layer i (DeepStack).
-        Returns those states and the cache with these tokens appended.
+        keep_cache: False lets every layer's keys and values go, which training needs no longer.
+        Returns those states and the cache with these tokens appended, empty where it is not kept.
         """
+        learns = torch.is_grad_enabled()
+        insulate, recompute = self.insulate and learns, self.recompute if self.training and learns else "none"
         wanted = tuple(name for name in hidden if name in outputs)
         keys, values, last = [], [], len(self.layers) - 1
         hidden = {name: x.to(self.dtype) for name, x in hidden.items()}
         for i, layer in enumerate(self.layers):
             past = None if kv_cache is None else (kv_cache.keys[i], kv_cache.values[i])
             needed = wanted if i == last else tuple(hidden)
-            hidden, (key, value) = self._run(layer, hidden, turn, attn_mask, past, needed)
+            hidden, (key, value) = layer(hidden, turn, attn_mask, past, needed, insulate, recompute)
             for name, added in (injected or {}).items():
                 if i < len(added) and name in hidden:
                     hidden = {**hidden, name: hidden[name] + added[i]}
-            keys.append(key)
-            values.append(value)
+            if keep_cache:
+                keys.append(key)
+                values.append(value)
         states = {name: self.norms[name](hidden[name]) for name in wanted}
         return states, KVCache(tuple(keys), tuple(values))
-
-    def _run(self, layer: nn.Module, *args: object) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *args, use_reentrant=False)
-        return layer(*args)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor) -> Tensor:
-    """Grouped-query attention: `(B, Q, H, d)`, `(B, K, G, d)` ×2 and `(B, Q, K)` bool → `(B, Q, H·d)`.
-
-    A query that may attend to nothing (padding) gets zeros, and no gradient.
-    """
-    repeats = query.shape[2] // key.shape[2]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=attn_mask.unsqueeze(1)
-    )
-    return out.transpose(1, 2).flatten(2)

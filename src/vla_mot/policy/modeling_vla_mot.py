@@ -32,7 +32,7 @@ from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
 from vla_mot.options import fit
 from vla_mot.policy.configuration_released import ReleasedConfig
 from vla_mot.policy.configuration_vla_mot import VlaMotConfig
-from vla_mot.policy.features import dataset_statistics, infer_embodiment
+from vla_mot.policy.features import dataset_embodiment, dataset_statistics
 from vla_mot.policy.inputs import instructions, pictures, state_now, training_batch
 from vla_mot.robots.actions import ABSOLUTE
 from vla_mot.robots.catalog import find_embodiment, known_embodiments
@@ -71,7 +71,7 @@ class VlaMotPolicy(PreTrainedPolicy):
         self._whitened = spec is not None
         self.spec = spec or _spec_from_dataset(config, dataset_stats, dataset_meta)
         self.model = VlaMotModel(self.spec.model) if model is None else model
-        self.model.stack.gradient_checkpointing = config.gradient_checkpointing
+        self.model.stack.recompute = "full" if config.gradient_checkpointing else "none"
         robot = self.spec.robot(config.embodiment, config.action_mode)
         self._policy = Policy(self.model, self.spec, robot)
         described = self.spec.config_dict()
@@ -284,7 +284,7 @@ def _spec_from_dataset(
 def _embodiment(config: VlaMotConfig, dataset_meta: Any) -> Embodiment:
     """The robot of a policy from scratch. Raises ConfigError for a name that nobody knows."""
     if config.embodiment is None:
-        return infer_embodiment(config, dataset_meta)
+        return dataset_embodiment(config, dataset_meta)
     described = {e.name: e for e in map(Embodiment.from_dict, config.embodiments)}
     found = described.get(config.embodiment) or find_embodiment(config.embodiment)
     if found is None:

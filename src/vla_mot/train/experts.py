@@ -45,19 +45,17 @@ def training_of(name: str, experts: ExpertsConfig) -> ExpertTraining | None:
     return None if owner is None else getattr(experts, owner)
 
 
-def freeze(model: nn.Module, experts: ExpertsConfig) -> dict[str, int]:
-    """Set `requires_grad` False on what does not train: frozen experts, and the own weights of adapted ones.
+def freeze(model: nn.Module, experts: ExpertsConfig) -> None:
+    """Set `requires_grad` False on the weights of frozen experts.
 
-    To be called before adapters are injected. What the model itself froze (weights that nobody reads) stays so.
-    Returns what still trains, as `trained` does. Raises ConfigError when that is nothing, adapters included.
+    What the model itself froze (weights that nobody reads) stays so. Raises ConfigError when nothing would train.
     """
-    for name, weight in model.named_parameters():
-        how = training_of(name, experts)
-        if how is None or how.frozen or how.adapter is not None:
-            weight.requires_grad_(False)
     if all(getattr(experts, name).frozen for name in EXPERTS):
         raise ConfigError("every expert is frozen, so nothing would train; see train.experts.")
-    return trained(model)
+    for name, weight in model.named_parameters():
+        how = training_of(name, experts)
+        if how is None or how.frozen:
+            weight.requires_grad_(False)
 
 
 def trained(model: nn.Module) -> dict[str, int]:

@@ -1,0 +1,160 @@
+"""Compiled layers: one graph each, the eager values and gradients, and no compiling again once they are warm."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tests.model.tiny import FAMILIES, labelled, tiny_batch, tiny_model, tiny_noise
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from vla_mot.batch import Batch
+from vla_mot.model.model import VlaMotModel
+from vla_mot.nn.recompute import Recompute
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(model: VlaMotModel, backend: str = "aot_eager") -> CompileCounterWithBackend:
+    counter = CompileCounterWithBackend(backend)
+    model.stack.compile_layers(backend=counter)
+    return counter
+
+
+def learned(model: VlaMotModel, batch: Batch, precision: str = "fp32", draws: int = 2) -> dict[str, Tensor]:
+    """The gradients of a training step, and its losses."""
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        losses = model.losses(batch, *tiny_noise(batch, draws))
+    total = losses.action_sum.sum() / losses.action_count.sum()
+    total = total + losses.foresight_sum.sum() / losses.foresight_count.sum()
+    total.backward()
+    return {"loss": total.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """Each gradient within `tolerance` of its norm."""
+    assert mine.keys() == theirs.keys()
+    for name, gradient in mine.items():
+        assert (gradient - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
+
+
+@pytest.mark.parametrize("insulate", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full", "selective"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compiled_training_step_has_the_eager_gradients(
+    family: str, recompute: Recompute, insulate: bool
+) -> None:
+    batch, results = labelled(tiny_batch()), []
+    for compiling in (False, True):
+        model = tiny_model(family=family).train()
+        model.stack.recompute, model.stack.insulate = recompute, insulate
+        names = list(model.state_dict())
+        if compiling:
+            counter = compiled(model)
+        results.append(learned(model, batch))
+        assert list(model.state_dict()) == names
+    assert counter.frame_count == 2  # one program for all layers but the last, which leaves outputs out
+    assert_close(results[1], results[0], 1e-5)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full", "selective"])
+def test_mixed_precision_compiles_too(recompute: Recompute) -> None:
+    batch, results = labelled(tiny_batch()), []
+    for compiling in (False, True):
+        model = tiny_model().train()
+        model.stack.recompute = recompute
+        if compiling:
+            compiled(model)
+        results.append(learned(model, batch, precision="bf16"))
+    assert_close(results[1], results[0], 0.02)  # bfloat16 has 8 bits; fused sums round elsewhere
+
+
+def test_once_warm_no_step_validation_or_sampling_compiles_again() -> None:
+    model = tiny_model()
+    counter = compiled(model)
+
+    def everything(seed: int) -> None:
+        batch = labelled(tiny_batch(seed))
+        learned(model.train(), batch)
+        with torch.no_grad():
+            model.eval().losses(batch, *tiny_noise(batch))
+            model.sample(batch.observation, tiny_noise(batch)[0][:, 0], 3, 3)
+
+    everything(0)
+    programs = counter.frame_count
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in (1, 2, 3):
+            everything(seed)
+    assert counter.frame_count == programs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_from_a_cached_prefix_compiles(family: str) -> None:
+    batch = tiny_batch()
+    noise, _ = tiny_noise(batch)
+    model = tiny_model(family=family).eval()
+    expected = model.sample(batch.observation, noise[:, 0], 3, 3)
+    compiled(model)
+    for mine, theirs in zip(model.sample(batch.observation, noise[:, 0], 3, 3), expected, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_other_batch_sizes_work_and_end_in_a_program_for_all_of_them() -> None:
+    model, sizes = tiny_model().eval(), (4, 3, 2)
+    batch = labelled(tiny_batch())
+    noise, level = tiny_noise(batch)
+    with torch.no_grad():
+        expected = [model.losses(batch[:n], noise[:n], level[:n]).action_sum for n in sizes]
+        counter = compiled(model)
+        found, programs = [], []
+        for n in sizes:
+            found.append(model.losses(batch[:n], noise[:n], level[:n]).action_sum)
+            programs.append(counter.frame_count)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-5)
+    assert programs[2] == programs[1]
+
+
+def test_hooks_of_a_layer_run_outside_of_its_program() -> None:
+    """As sharding needs it, whose hooks gather the weights of a layer before it runs."""
+    model, batch, ran = tiny_model().train(), labelled(tiny_batch()), []
+    compiled(model)
+    for layer in model.stack.layers:
+        layer.register_forward_pre_hook(lambda *_: ran.append(torch.compiler.is_compiling()))
+    learned(model, batch)
+    learned(model, batch)
+    assert ran == [False] * 2 * len(model.stack.layers)
+
+
+def test_a_copy_of_a_compiled_model_runs_its_own_weights() -> None:
+    model, batch = tiny_model().train(), labelled(tiny_batch())
+    compiled(model)
+    before = learned(model, batch)["loss"]
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.stack.parameters():
+            weight.mul_(0.5)
+    assert not torch.allclose(learned(other, batch)["loss"], before, rtol=1e-2)
+    assert torch.equal(learned(model, batch)["loss"], before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", ["none", "full", "selective"])
+def test_torch_s_own_compiler_agrees(recompute: Recompute, precision: str) -> None:
+    batch, results = labelled(tiny_batch()), []
+    for compiling in (False, True):
+        model = tiny_model().train()
+        model.stack.recompute, model.stack.insulate = recompute, True
+        if compiling:
+            compiled(model, "inductor")
+        results.append(learned(model, batch, precision))
+    assert_close(results[1], results[0], 1e-4 if precision == "fp32" else 0.03)
