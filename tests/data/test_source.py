@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from tests.data.conftest import GRIPPER, HEAD, LENGTHS, SIZE, toy_embodiment, toy_episodes
 from vla_mot.data.recorder import dataset_features, record_dataset
-from vla_mot.data.source import Source
+from vla_mot.data.source import Source, Tables
 from vla_mot.errors import DatasetError
 
 TABLE = "data/chunk-000/file-000.parquet"
@@ -85,6 +86,31 @@ def test_the_hash_follows_the_content_not_the_place(source, copied):
     changed = table.set_column(task, "task_index", pa.array([0] * table.num_rows, pa.int64()))
     pq.write_table(changed, copied / TABLE)
     assert Source.open(copied, toy_embodiment()).content_hash != source.content_hash
+
+
+def test_the_tables_are_identified_without_the_videos(copied, recording):
+    def identified(root: Path) -> Tables:
+        return Tables.identify(root, toy_embodiment())
+
+    before = identified(recording.root)
+    shutil.rmtree(copied / "videos")
+    assert identified(copied) == before == Tables(before.digest, 4)
+    table = pq.read_table(copied / TABLE)
+    changed = table.set_column(table.column_names.index("action"), "action", table["observation.state"])
+    pq.write_table(changed, copied / TABLE)
+    assert identified(copied).digest != before.digest
+    (copied / TABLE).unlink()
+    with pytest.raises(DatasetError, match=r"is incomplete: data/\*/\*.parquet is missing"):
+        identified(copied)
+
+
+def test_an_edit_of_the_episodes_is_another_identity(copied, recording):
+    (places,) = (copied / "meta" / "episodes").rglob("*.parquet")
+    table = pq.read_table(places)
+    column = table.column_names.index("length")
+    pq.write_table(table.set_column(column, "length", pa.array([1] * 4, pa.int64())), places)
+    one, other = (Tables.identify(root, toy_embodiment()).digest for root in (copied, recording.root))
+    assert one != other
 
 
 def test_a_missing_folder_names_its_neighbour(recording):

@@ -97,9 +97,18 @@ def test_the_tables_alone_will_do(tasks, tmp_path):
     whole = count_datasets(tasks, CHUNKS, tmp_path / "cache")
     for task in tasks:
         shutil.rmtree(task.root / "videos")
-    counted = count_datasets(tasks, CHUNKS, tmp_path / "cache")
-    assert counted.computed == {"a", "b", "c"}, "its content is another one"
-    assert merged(counted)["action"] == merged(whole)["action"]
+    found = count_datasets(tasks, CHUNKS, tmp_path / "cache")
+    assert found.computed == set(), "videos decide no number"
+    anew = count_datasets(tasks, CHUNKS, tmp_path / "anew")
+    assert anew.computed == {"a", "b", "c"}
+    assert merged(found) == merged(anew) == merged(whole)
+
+
+def test_another_row_is_another_dataset(tasks, tmp_path):
+    cache = tmp_path / "cache"
+    count_datasets(tasks[:1], CHUNKS, cache)
+    other = Task("b", scaled_copy(tasks[0].root, tmp_path / "b2", 1.5), toy_embodiment(), 60)
+    assert count_datasets([other], CHUNKS, cache).computed == {"b"}
 
 
 def test_progress_counts_every_frame(tasks, tmp_path):

@@ -11,14 +11,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vla_mot.data.quantiles import knots_of, spread_ranks
-from vla_mot.data.source import Source
-from vla_mot.errors import ConfigError, unknown_name
-from vla_mot.robots.actions import ABSOLUTE, DELTA, to_delta
+from vla_mot.data.source import Source, Tables
+from vla_mot.errors import ConfigError
+from vla_mot.options import at_least
+from vla_mot.robots.actions import DELTA, require_action_mode, to_delta
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.moments import Moments, moments
 
@@ -39,10 +41,8 @@ class Chunks:
     chunk_size: int
 
     def __post_init__(self) -> None:
-        if self.action_mode not in (ABSOLUTE, DELTA):
-            raise ConfigError(unknown_name("action mode", self.action_mode, (ABSOLUTE, DELTA)))
-        if self.chunk_size < 1:
-            raise ConfigError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+        require_action_mode(self.action_mode)
+        at_least(1, {"chunk_size": self.chunk_size})
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FeaturePartial:
 
 @dataclass(frozen=True)
 class Partial:
-    """Of one dataset. content_hash: of the dataset. key: of everything that decides the numbers, see `partial_key`.
+    """Of one dataset. content_hash: of its tables. key: of everything that decides the numbers, see `partial_key`.
 
     frames, episodes: that were counted.
     """
@@ -71,9 +71,9 @@ class Partial:
 def partial_key(
     content_hash: str, embodiment: Embodiment, chunks: Chunks, episodes: Sequence[int] | Tensor
 ) -> str:
-    """Hash of what a partial is computed from: the dataset's content, its features, the windows and the episodes.
+    """Hash of what a partial is computed from: the dataset's tables, its features, the windows and the episodes.
 
-    Names, units and cameras of the embodiment do not matter, nor where the dataset lies.
+    content_hash: of the tables. Names, units and cameras of the embodiment do not matter, nor where the dataset lies.
     """
     relative = chunks.action_mode == DELTA
     spec = {
@@ -88,15 +88,13 @@ def partial_key(
     return hashlib.blake2b(json.dumps(spec).encode(), digest_size=16).hexdigest()
 
 
-def chosen_episodes(source: Source, episodes: Sequence[int] | None) -> Tensor:
-    """The episodes as `(E,)` int64, all of them for None. Raises ConfigError for none or one that is not there."""
-    chosen = torch.as_tensor(range(source.num_episodes) if episodes is None else list(episodes)).long()
+def chosen_episodes(root: Path, count: int, episodes: Sequence[int] | None) -> Tensor:
+    """Those of a dataset's `count` episodes as `(E,)` int64, all for None. Raises ConfigError for none or others."""
+    chosen = torch.as_tensor(range(count) if episodes is None else list(episodes)).long()
     if not len(chosen):
         raise ConfigError("statistics need at least one episode.")
-    if bool((chosen < 0).any()) or int(chosen.max()) >= source.num_episodes:
-        raise ConfigError(
-            f"{source.root} has {source.num_episodes} episodes; episode {int(chosen.max())} was chosen."
-        )
+    if bool((chosen < 0).any()) or int(chosen.max()) >= count:
+        raise ConfigError(f"{root} has {count} episodes; episode {int(chosen.max())} was chosen.")
     return chosen
 
 
@@ -105,15 +103,16 @@ def count_dataset(
 ) -> Partial:
     """Count the given episodes of a dataset (all by default). Raises ConfigError when there is none."""
     assert len(source.held) == source.num_frames, "statistics are counted over whole datasets"
-    chosen = chosen_episodes(source, episodes)
+    chosen = chosen_episodes(source.root, source.num_episodes, episodes)
+    digest = Tables.identify(source.root, source.embodiment).digest
     rows = _Rows(source, chunks, chosen)
     state = moments(rows.states())
     action = moments(rows.actions(progress or (lambda part: None)))
     if state is None or action is None:
         raise ConfigError(f"the chosen episodes of {source.root} have no frames.")
     return Partial(
-        content_hash=source.content_hash,
-        key=partial_key(source.content_hash, source.embodiment, chunks, chosen),
+        content_hash=digest,
+        key=partial_key(digest, source.embodiment, chunks, chosen),
         frames=state.count,
         episodes=len(chosen),
         state=FeaturePartial(state, knots_of(rows.sampled_states())),

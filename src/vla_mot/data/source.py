@@ -9,6 +9,7 @@ asked for, `S`/`D` real state and action dims.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +67,6 @@ class Source:
         cls,
         root: Path | str,
         embodiment: Embodiment,
-        repo_id: str | None = None,
         *,
         missing: Missing = "refuse",
         decoder: str = "auto",
@@ -74,8 +74,8 @@ class Source:
     ) -> Self:
         """Open a LeRobot v3 dataset folder.
 
-        repo_id: accepted and not needed. missing: see `Missing`. decoder: as in `choose_decoder`. keep: which frames
-        are read and checked, all by default; everything else asserts that it was asked for those only.
+        missing: see `Missing`. decoder: as in `choose_decoder`. keep: which frames are read and checked, all by
+        default; everything else asserts that it was asked for those only.
         Raises DatasetError when the folder is missing, incomplete, corrupt, of another format, or does not fit the
         embodiment (cameras, state, action, fps), and ConfigError when the decoder asked for cannot be loaded.
         """
@@ -84,14 +84,8 @@ class Source:
             choose_decoder(decoder)
         info = checks.read_info(root)
         checks.check_features(root, info, embodiment)
-        try:
+        with _explained(root):
             return cls._read(root, info, embodiment, missing, decoder, keep)
-        except DatasetError:
-            raise
-        except Exception as error:  # an edited info.json can name anything
-            raise DatasetError(
-                f"LeRobot cannot open dataset {root}: {type(error).__name__}: {error}"
-            ) from error
 
     @classmethod
     def _read(
@@ -216,6 +210,39 @@ class Source:
         """
         wanted, back = frames.unique(return_inverse=True)
         return torch.cat([pictures for _, pictures in self.pictures.decode(wanted, camera)])[back]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a dataset's states and actions are read from. digest: of the content. episodes: how many there are."""
+
+    digest: str
+    episodes: int
+
+    @classmethod
+    def identify(cls, root: Path, embodiment: Embodiment) -> Self:
+        """Hash the tables, and which frames are an episode, without reading them: no videos, whole or not.
+
+        Raises DatasetError as `Source.open` does, but for what is wrong inside a table.
+        """
+        info = checks.read_info(root)
+        checks.check_features(root, info, embodiment)
+        with _explained(root):
+            layout = Layout.read(root, info)
+            tables = layout.tables.paths()
+            checks.check_files(root, absent(root, tables))
+            files = {root / path for path in tables} | set((root / "meta" / "episodes").rglob("*.parquet"))
+            return cls(remembered_digest(root, files), len(layout.bounds))
+
+
+@contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:  # an edited info.json can name anything
+        raise DatasetError(f"LeRobot cannot open dataset {root}: {type(error).__name__}: {error}") from error
 
 
 def _vectors(root: Path, columns: Columns, fields: tuple[Field, ...], held: range) -> Tensor:

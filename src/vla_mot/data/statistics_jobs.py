@@ -20,7 +20,7 @@ import torch
 
 from vla_mot.data.partial_cache import read_partial, write_partial
 from vla_mot.data.partial_statistics import Chunks, Partial, chosen_episodes, count_dataset, partial_key
-from vla_mot.data.source import Source
+from vla_mot.data.source import Source, Tables
 from vla_mot.errors import ConfigError, DatasetError
 from vla_mot.options import at_least
 from vla_mot.robots.embodiment import Embodiment
@@ -87,15 +87,20 @@ class _Work:
     def done(self, progress: Callable[[float], None]) -> tuple[Partial, bool]:
         """The partial, and whether it was computed now."""
         with _one_thread():
+            if (stored := read_partial(self.folder, self._key())) is not None:
+                return stored, False
             # Pictures are not looked at, so the tables alone will do.
             source = Source.open(self.task.root, self.task.embodiment, missing="report")
-            chosen = chosen_episodes(source, self.task.episodes)
-            key = partial_key(source.content_hash, source.embodiment, self.chunks, chosen)
-            if (stored := read_partial(self.folder, key)) is not None:
-                return stored, False
-            partial = count_dataset(source, self.chunks, chosen.tolist(), progress)
+            partial = count_dataset(source, self.chunks, self.task.episodes, progress)
             write_partial(self.folder, partial)
             return partial, True
+
+    def _key(self) -> str:
+        """What the partial is kept under. The tables are hashed and not read: what is kept was found whole."""
+        root, body = self.task.root, self.task.embodiment
+        tables = Tables.identify(root, body)
+        chosen = chosen_episodes(root, tables.episodes, self.task.episodes)
+        return partial_key(tables.digest, body, self.chunks, chosen)
 
 
 _Result = tuple[Partial, bool] | Exception

@@ -100,7 +100,7 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class CountedDataset:
-    """One dataset that statistics were computed on: its name, the hash of its content, and what of it was counted."""
+    """One dataset that statistics were computed on: its name, the hash of its tables, and what of it was counted."""
 
     name: str
     content_hash: str
@@ -110,7 +110,7 @@ class CountedDataset:
 
 @dataclass(frozen=True)
 class Origin:
-    """What statistics were computed on. content_hash: of all datasets' contents and the episodes chosen of them.
+    """What statistics were computed on. content_hash: of all datasets' tables and the episodes chosen of them.
 
     layout: hash of the features that were counted, their order, and what was relative
     (`vla_mot.robots.robot.layout_of`); empty where nobody says.
