@@ -122,34 +122,6 @@ def test_a_dataset_that_does_not_fit_its_robot_is_named(root):
         resolve(root, {"x": group()}, datasets={"arms/b": Override(embodiment="franka")})
 
 
-@pytest.mark.parametrize(
-    ("told", "message"),
-    [
-        ({"wieght": 1.0}, "unknown key 'data.groups.x.wieght'. Did you mean 'data.groups.x.weight'?"),
-        ({"pattern": [], "weight": 1}, "pattern must name datasets, e.g. 'robotwin/*', got ()."),
-        ({"pattern": "", "weight": 1}, "pattern must name datasets, e.g. 'robotwin/*', got ''."),
-        ({"weight": 0}, "weight must be positive and at most 1e+15, got 0.0; leave the group out instead."),
-        ({"weight": float("inf")}, "weight must be positive and at most 1e+15, got inf."),
-        ({"weight": float("nan")}, "weight must be positive and at most 1e+15, got nan."),
-        ({"weight": 1, "exponent": -1}, "exponent must lie in 0 … 10, got -1"),
-        ({"weight": 1, "exponent": 1000}, "exponent must lie in 0 … 10, got 1000"),
-        ({"weight": 1, "by": "frame"}, "Did you mean 'frames'?"),
-        ({}, "data.groups.x.weight (a number) must be given"),
-        ({"weight": 1, "declared": {"frames": 0}}, "declared.frames must be at least 1, got 0"),
-    ],
-)
-def test_a_group_is_read_strictly(told, message):
-    with pytest.raises(ConfigError) as caught:
-        section(Group, "data.groups.x", {"pattern": "*"} | told)
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("share", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_share_is_a_positive_number(share):
-    with pytest.raises(ConfigError, match=f"share must be positive and at most 1e.15, got {share}"):
-        Override(share=share)
-
-
 def test_the_greatest_exponents_weights_and_shares_still_weigh(tmp_path):
     bare_dataset(tmp_path / "a", 10**12)
     bare_dataset(tmp_path / "b", 10**12)
@@ -201,6 +173,7 @@ def test_without_groups_the_root_is_the_one_dataset(root):
 def test_the_papers_mixture_resolves_without_its_data():
     told = composed("mixture", "data=a1_pretrain")["data"]["groups"]
     groups = {name: section(Group, f"data.groups.{name}", spec) for name, spec in told.items()}
+    assert [name for name, spec in groups.items() if spec.foresight_only] == ["egodex"]
     mixture = resolve_mixture(MixtureConfig(None, groups))
     assert {entry.name: (round(entry.weight, 12), entry.frames) for entry in mixture.entries} == {
         "interndata_a1": (0.64, 396_000_000),
@@ -265,6 +238,18 @@ def test_two_layouts_of_one_name_are_refused(tmp_path):
         ConfigError, match=r"two robots of different layout are called 'so100', .* dataset 'b'"
     ):
         resolve(tmp_path, {"all": group("*")})
+
+
+def test_what_is_declared_to_train_foresight_only_has_neither_state_nor_action(tmp_path):
+    bare_dataset(tmp_path / "people/tracked")  # with states and actions, as of hands that were tracked
+    bare_dataset(tmp_path / "people/seen", info=info({"observation.images.eye": video()}))
+    bare_dataset(tmp_path / "arms")
+    groups = {"people": group("people/*", foresight_only=True), "arms": group("arms")}
+    arms, seen, tracked = (entry.robot for entry in resolve(tmp_path, groups).entries)
+    assert (arms.name, arms.state_dim, arms.action_dim) == ("so100", 6, 6)
+    assert (seen.name, seen.state_dim, seen.action_dim) == ("generic_s0_a0", 0, 0)
+    assert (tracked.name, tracked.state_dim, tracked.action_dim) == ("so100_video", 0, 0)
+    assert tracked.cameras == arms.cameras
 
 
 def test_every_robot_is_listed_once_by_name(tmp_path):

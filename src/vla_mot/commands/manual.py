@@ -190,7 +190,7 @@ COMMANDS = (
         keys=(
             ("data", "mixture", "a preset (conf/data/), e.g. a1_pretrain, whose frames are declared"),
             ("data.root", "required", "folder of the datasets"),
-            ("data.groups", "null", "name → {pattern, weight, by, exponent, embodiment}"),
+            ("data.groups", "null", "name → {pattern, weight, by, exponent, embodiment, foresight_only}"),
             ("data.assignment", "exact", "or lpt, as published"),
             ("data.workers", "0", "data workers per rank"),
             ("ranks", "1", "processes that train"),

@@ -232,6 +232,8 @@ def _described(
             robot = embodiment_of(info, wanted, config.embodiments)
         except ConfigError as error:
             raise ConfigError(f"dataset {root}: {error}") from error
+    if group in config.groups and config.groups[group].foresight_only:
+        robot = robot.without_actions()
     checks.check_features(root, info, robot)
     return Entry(
         name=name,

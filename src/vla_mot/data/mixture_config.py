@@ -53,6 +53,7 @@ class Group:
     weight: of the group, relative to the other groups' (1 is not needed as their sum).
     by, exponent: how the weight is shared: in proportion to frames^exponent or episodes^exponent, or `uniform`.
     embodiment: a name, `auto` (the dataset's robot type) or `generic` (inferred from its features).
+    foresight_only: states and actions that the datasets hold are not read, as of people whose hands were tracked.
     declared: stands in where no root is given.
     """
 
@@ -61,6 +62,7 @@ class Group:
     by: Literal["frames", "episodes", "uniform"] = "frames"
     exponent: float = 1.0
     embodiment: str = "auto"
+    foresight_only: bool = False
     declared: Declared | None = None
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ Embodiments are YAML files (`conf/embodiment/*.yaml`), so that a user adds a rob
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vla_mot.errors import ConfigError
@@ -120,6 +120,12 @@ class Embodiment:
     def present_cameras(self) -> tuple[tuple[int, str], ...]:
         """(slot, image feature) of every camera that the robot has."""
         return tuple((slot, key) for slot, key in enumerate(self.cameras) if key is not None)
+
+    def without_actions(self) -> "Embodiment":
+        """The robot less state and actions, `<name>_video`, which trains foresight only; itself where it has none."""
+        if not self.state and not self.action:
+            return self
+        return replace(self, name=f"{self.name}_video", aliases=(), state=(), action=())
 
     def frames(self, *, frames: int | None = None, seconds: float | None = None) -> int:
         """Return a duration in frames of this robot, from frames or from seconds (exactly one is given).
