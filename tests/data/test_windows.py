@@ -24,16 +24,16 @@ def naive_window(source, cache, t):
     times = [t - M if t - M >= start else start, t, t + M if t + M < end else end - 1]
     steps = [min(t + k, end - 1) for k in range(L)]
     mask = [t + k < end for k in range(L)]
-    return cache.gather(torch.tensor(times)), t + M < end, source.action[steps], mask
+    return cache.gather(torch.tensor(times)), (t - M >= start, t + M < end), source.action[steps], mask
 
 
 def test_every_window_equals_the_naive_one(dataset, source, cache):
     windows = dataset.__getitems__(range(len(dataset)))
     assert len(dataset) == len(windows) == sum(LENGTHS)
     for t in range(len(dataset)):
-        images, future_valid, actions, mask = naive_window(source, cache, t)
+        images, inside, actions, mask = naive_window(source, cache, t)
         assert torch.equal(windows.images[t], images)
-        assert windows.future_valid[t] == future_valid
+        assert (windows.history_valid[t], windows.future_valid[t]) == inside
         assert torch.equal(windows.actions[t], actions)
         assert windows.step_mask[t].tolist() == mask
         assert torch.equal(windows.state[t], source.state[t])
@@ -46,7 +46,7 @@ def test_the_edges_of_an_episode(dataset, source, cache):
     at_start, at_end = dataset[first], dataset[last]
     assert torch.equal(at_start.images[0, 0], at_start.images[0, 1])  # no history yet
     assert torch.equal(at_start.images[0, 0], cache.gather(torch.tensor(first)))
-    assert at_start.future_valid.tolist() == [True]
+    assert (at_start.history_valid.tolist(), at_start.future_valid.tolist()) == ([False], [True])
     assert torch.equal(at_end.images[0, 2], cache.gather(torch.tensor(last)))
     assert at_end.future_valid.tolist() == [False]
     assert at_end.step_mask.tolist() == [[True, False, False, False, False]]

@@ -48,13 +48,15 @@ class Windows:
     images: `(B, 3, V, 3, H, W)` uint8, frames t - m, t and t + m of the present cameras; where there are latents, frame
         t in all three places, for nobody reads the others.
     latents: `(B, 3, V, C, h, w)` of the three frames, where they were encoded before.
-    future_valid: `(B,)` bool, True where t + m lies inside the episode.
+    history_valid, future_valid: `(B,)` bool, True where t - m and t + m lie inside the episode. Before its start the
+        first frame is the history that a robot starts with, and trains; past its end nothing is there to be foreseen.
     actions: `(B, L, D)` float32; step_mask: `(B, L)` bool, False where the last action of the episode is repeated.
     state: `(B, S)` float32 at t. tasks: B instructions.
     origin: `(B, 3)` int64: the dataset's place in the mixture, the episode, and the frame t in the dataset.
     """
 
     images: Tensor
+    history_valid: Tensor
     future_valid: Tensor
     actions: Tensor
     step_mask: Tensor
@@ -75,7 +77,7 @@ class Windows:
         """The windows of several datasets of one robot, in the order of the parts."""
         if len(parts) == 1:
             return parts[0]
-        names = ["images", "future_valid", "actions", "step_mask", "state", "origin"]
+        names = ["images", "history_valid", "future_valid", "actions", "step_mask", "state", "origin"]
         names += ["latents"] if parts[0].latents is not None else []
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return cls(**tensors, tasks=tuple(task for part in parts for task in part.tasks))
@@ -85,7 +87,7 @@ class WindowDataset(Dataset[Windows]):
     """Map-style: sample i is the window at the i-th frame of the chosen episodes, each frame of them once.
 
     A window never leaves its episode: before its start the first frame stands in for the history; past its end the
-    last frame stands in for the future and the last action for the chunk's steps, both flagged.
+    last frame stands in for the future and the last action for the chunk's steps; all three are flagged.
     `__getitems__` gathers a whole batch at once, and `__getitem__` is a batch of one.
 
     pictures: of every frame, from a cache or decoded on demand. latents: of every frame, where they were encoded.
@@ -164,6 +166,7 @@ class WindowDataset(Dataset[Windows]):
         return Windows(
             images=self._images(times),
             latents=None if self.latents is None else self.latents.gather(times),
+            history_valid=now - m >= first,
             future_valid=now + m <= last,
             actions=self.source.action.index_select(0, chunk.flatten()).unflatten(0, chunk.shape),
             step_mask=step_mask,
