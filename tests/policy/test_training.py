@@ -18,6 +18,7 @@ from vla_mot.data.source import Source
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
 from vla_mot.errors import ConfigError
 from vla_mot.policy import VlaMotConfig, VlaMotPolicy
+from vla_mot.policy.features import dataset_embodiment, dataset_statistics
 from vla_mot.policy.inputs import training_batch
 from vla_mot.robots.robot import Robot
 
@@ -84,6 +85,31 @@ def test_a_policy_from_a_dataset_takes_its_layout_and_statistics(scratch, meta):
     assert {unit for field in body.action for unit in field.units} == {"unknown"}
     torch.testing.assert_close(numbers.mean, torch.tensor(meta.stats["action"]["mean"]).float())
     assert numbers.count == 24
+    assert numbers.quantiles["q50"].tolist() == pytest.approx(meta.stats["action"]["q50"].tolist())
+
+
+def test_cameras_are_read_in_the_order_of_what_they_see(meta):
+    turned = SimpleNamespace(features=dict(reversed(meta.features.items())), fps=10, robot_type="ARX Lift-2")
+    inputs = {HEAD, GRIPPER, "observation.state"}
+    config = SimpleNamespace(input_features=inputs, image_features=(GRIPPER, HEAD))
+    body = dataset_embodiment(config, turned)
+    assert (body.name, body.cameras) == ("arx_lift_2", (HEAD, GRIPPER))
+    config.image_features = (GRIPPER,)
+    assert dataset_embodiment(config, turned).cameras == (GRIPPER,)
+
+
+def test_a_dataset_without_a_state_is_refused(meta):
+    config = SimpleNamespace(input_features={HEAD: None}, image_features=(HEAD,))
+    with pytest.raises(ConfigError, match=f"needs a feature 'observation.state'; the dataset has {HEAD}"):
+        dataset_embodiment(config, meta)
+
+
+def test_statistics_that_a_dataset_lacks_are_named(meta):
+    config = scratch_config(action_mode="abs")
+    body = dataset_embodiment(SimpleNamespace(input_features=meta.features, image_features=(HEAD,)), meta)
+    numbers = {key: meta.stats[key] for key in meta.stats if key != "action"}
+    with pytest.raises(ConfigError, match="the dataset has no statistics of action; it has"):
+        dataset_statistics(body, numbers, config)
 
 
 def test_more_cameras_than_slots_widen_the_model(meta):
