@@ -122,10 +122,28 @@ def replace_opener(stream, opened):
     return OpenDatasets(open_one, 8)
 
 
+def test_a_dataset_that_gives_way_is_closed(mixed):
+    datasets = OpenDatasets(mixed.recipe.open, 1)
+    first = datasets.get(0)
+    kept = first.training[0].images
+    datasets.get(1)
+    with pytest.raises(ValueError, match="was closed"):
+        _ = first.training[0]
+    assert kept.any()
+
+
+def test_how_many_datasets_are_open_changes_no_sample(mixed):
+    many, one = (take(mixed.loader(most_open=most), 0, 8) for most in (256, 1))
+    assert all(same(a, b) for a, b in zip(many, one, strict=True))
+
+
 @pytest.mark.multiprocess
-def test_worker_processes_make_the_same_batches(mixed):
+def test_worker_processes_make_the_same_batches(mixed, monkeypatch, caplog, recwarn):
     here = take(mixed.loader(), 2, 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     there = take(mixed.loader(workers=2), 2, 7, prefetch=2)
+    assert caplog.text.count("data.workers=2 are more than the cores") == 1
+    assert not [each for each in recwarn if "worker processes" in str(each.message)], "torch says it again"
     assert len(there) == 5
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
     assert prefetch_threads() == []

@@ -54,17 +54,17 @@ def test_what_cannot_be_opened_is_not_counted_and_may_be_asked_for_again():
         if broken:
             broken.pop()
             raise DatasetError("not now")
-        return number
+        return Item(number, set())
 
     datasets = OpenDatasets(open_one, most=1)
     with pytest.raises(DatasetError, match="not now"):
         datasets.get(5)
-    assert (datasets.opened, datasets.get(5), datasets.opened) == (0, 5, 1)
+    assert (datasets.opened, datasets.get(5).number, datasets.opened) == (0, 5, 1)
 
 
 def test_at_least_one_must_be_open():
-    with pytest.raises(ConfigError, match="at least one dataset"):
-        OpenDatasets(lambda number: number, most=0)
+    with pytest.raises(ConfigError, match="datasets that may be open must be at least 1, got 0"):
+        OpenDatasets(lambda number: Item(number, set()), most=0)
 
 
 def test_a_closed_cache_says_so(source, tmp_path):

@@ -35,6 +35,10 @@ class Frames(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what is held; nothing can be gathered any more."""
+        ...
+
 
 @dataclass(frozen=True)
 class FramesConfig:
@@ -73,6 +77,9 @@ class VideoFrames:
             for run, pictures in self.source.pictures.decode(wanted, camera):
                 found[run, view] = resize_with_pad(pictures, *self.image_size)
         return found[back]
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 _refused: set[tuple[Path, Path, tuple[int, int]]] = set()

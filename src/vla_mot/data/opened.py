@@ -2,24 +2,29 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
-from vla_mot.errors import ConfigError
+from vla_mot.options import at_least
 
 
-class OpenDatasets[T]:
-    """Opens datasets by number, on first use, and holds the `most` that were used last.
+class Closes(Protocol):
+    """Something that holds descriptors or mappings until it is closed."""
+
+    def close(self) -> None:
+        """Give them back."""
+        ...
+
+
+class OpenDatasets[T: Closes]:
+    """Opens datasets by number, on first use, and holds the `most` that were used last; others are closed.
 
     open_one: opens the dataset of a number; what it raises reaches who asked, and the next one who asks tries again.
-    close_one: what to do with one that is dropped; by default its `close()` is called, if it has one.
     opened: how often a dataset was opened. For one thread; each worker process has its own.
     """
 
-    def __init__(
-        self, open_one: Callable[[int], T], most: int, close_one: Callable[[T], None] | None = None
-    ) -> None:
-        if most < 1:
-            raise ConfigError(f"at least one dataset must be allowed to be open, got {most}.")
-        self._open_one, self._close_one, self._most = open_one, close_one or _close, most
+    def __init__(self, open_one: Callable[[int], T], most: int) -> None:
+        at_least(1, {"datasets that may be open": most})
+        self._open_one, self._most = open_one, most
         self._held: OrderedDict[int, T] = OrderedDict()
         self.opened = 0
 
@@ -42,10 +47,4 @@ class OpenDatasets[T]:
 
     def _shrink(self, size: int) -> None:
         while len(self._held) > size:
-            self._close_one(self._held.popitem(last=False)[1])
-
-
-def _close(item: object) -> None:
-    close = getattr(item, "close", None)
-    if close is not None:
-        close()
+            self._held.popitem(last=False)[1].close()

@@ -67,6 +67,12 @@ class Opened:
         """The dataset."""
         return self.training.source
 
+    def close(self) -> None:
+        """Give back what its caches hold; what was gathered stays."""
+        self.training.pictures.close()
+        if self.training.latents is not None:
+            self.training.latents.close()
+
 
 @dataclass(frozen=True)
 class Recipe:
