@@ -21,7 +21,7 @@ from vla_mot.train.config import ParallelConfig
 FOLDER = REPOSITORY / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
 SMALL = {
-    "action_draws.py": ("draws=1,2", "batch=4", "seconds=0.4", "turn=0.1", "episodes=4"),
+    "action_draws.py": ("draws=2", "batch=4", "seconds=0.4", "turn=0.1", "episodes=4"),
     "training.py": ("size=tiny", "variants=plain,ours"),
     "training_gpu.py": ("device=cpu", "size=tiny", "batches=1,2", "variants=plain+bf16,ours+full+bf16"),
 }

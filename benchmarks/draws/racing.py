@@ -5,6 +5,7 @@ import time
 import torch
 
 from draws.data import Lesson
+from vla_mot.commands.console import console
 from vla_mot.train.average import AveragedWeights
 from vla_mot.train.batches import Batches
 from vla_mot.train.optimizer import Optimizers, learning_rate
@@ -21,8 +22,8 @@ class Racer:
     """
 
     def __init__(self, world: World, lesson: Lesson, budget: float) -> None:
-        config = lesson.config
-        data = lesson.open(world.size)
+        console.quiet = True  # what is found was said once, when the lesson was prepared
+        config, data = lesson.config, lesson.open(world.size)
         self._config, self._world, self._budget = config.train, world, budget
         self._seconds, self._steps = 0.0, 0
         self._model = lesson.model(data)
