@@ -344,8 +344,9 @@ COMMANDS = (
         config="report",
         summary="one self-contained HTML page about a run",
         about=(
-            "Draws learning curves, success of every evaluation found under the run, and foresight beside the truth "
-            "and beside copying the last frame, as far as they are there."
+            "Draws what the run logged (losses, also by dataset and robot; validation in physical units with its "
+            "newest picture; gradient norms, rates, utilisation), success of every evaluation found under the run, and "
+            "foresight beside the truth and beside copying the last frame, as far as they are there."
         ),
         keys=(
             ("run", "required", "the folder of a run or of a demo"),

@@ -13,7 +13,7 @@ from vla_mot.commands.settings import section
 from vla_mot.errors import ConfigError, nearest
 from vla_mot.evaluate.report import ReportContent, write_report
 from vla_mot.evaluate.results import RESULTS_FILE, Arm, Evaluation, find_evaluations
-from vla_mot.train.log import read_log
+from vla_mot.train.log import read_log, run_pictures
 
 _FILMS = 3  # they are inlined, so each makes the page heavier
 
@@ -57,6 +57,7 @@ def write(folder: Path, page: Path, lede: str = "") -> Path:
         evaluation=found.evaluation if found else None,
         videos=found.films if found else {},
         config={name: _text(part) for name, part in config.items()},
+        pictures=run_pictures(trained),
     )
     return write_report(content, page)
 

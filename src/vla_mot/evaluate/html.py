@@ -101,6 +101,11 @@ def folded(text: str, content: str) -> str:
     return f"<details><summary>{escape(text)}</summary><pre>{escape(content)}</pre></details>"
 
 
+def folded_html(text: str, content: str) -> str:
+    """HTML behind a heading that opens it."""
+    return f"<details><summary>{escape(text)}</summary>{content}</details>"
+
+
 def picture(array: np.ndarray, text: str) -> str:
     """An `(H, W, 3)` uint8 picture as an inlined PNG; text: what it shows."""
     file = io.BytesIO()

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vla_mot.evaluate import html
+from vla_mot.evaluate import html, training_sections
 from vla_mot.evaluate.curves import learning_curves
 from vla_mot.evaluate.foresight_report import METHOD_LABELS, ForesightExample, ForesightReport
 from vla_mot.evaluate.results import Arm, Evaluation
@@ -32,7 +32,7 @@ class ReportContent:
     title, lede: of the page, and a sentence or two under the title.
     records: the run's log, `{"step", "kind": "train" | "validation", …numbers}` each.
     evaluation: see there; its provenance is shown. videos: caption → mp4 file, inlined.
-    config: the run's configuration, group → text (YAML).
+    config: the run's configuration, group → text (YAML). pictures: step → PNG file; the newest is shown.
     provenance: further facts in order, e.g. command, seed, training time (`machine.describe_machine`).
     """
 
@@ -43,6 +43,7 @@ class ReportContent:
     videos: Mapping[str, Path] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[int, Path] = field(default_factory=dict)
 
 
 def write_report(content: ReportContent, path: Path) -> Path:
@@ -65,6 +66,9 @@ def render_report(content: ReportContent) -> str:
         _films(content.videos) if content.videos else "",
         _foresight(foresight) if foresight else "",
         _curves(content.records),
+        training_sections.losses_by_origin(content.records),
+        training_sections.validation(content.records, content.pictures),
+        training_sections.engine(content.records),
         _making(content),
     ]
     return html.page(content.title, parts)

@@ -83,7 +83,7 @@ class Wandb:
                 resume="allow",
                 mode="offline" if config.offline else None,
                 config=dict(described),
-                settings=self._package.Settings(console="off", silent=True),
+                settings=self._package.Settings(console="off", silent=config.offline),
             )
         except self._package.Error as error:
             raise ConfigError(
