@@ -4,7 +4,7 @@ All get the same numbers under `<kind>/<name>`, and the pictures. What a resumed
 written again: TensorBoard drops the earlier values, the other two show both at the same step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +44,11 @@ def open_writers(config: LogConfig, run: Path, from_step: int, described: Mappin
     Raises ConfigError when a package is not installed, or W&B lets nobody in.
     """
     require_writers(config)
-    makers = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+    makers: dict[str, Callable[[LogConfig, Path, int, Mapping[str, Any]], Writer]] = {
+        "tensorboard": TensorBoard,
+        "wandb": Wandb,
+        "trackio": Trackio,
+    }
     return [makers[name](config, run, from_step, described) for name in config.writers]
 
 
