@@ -80,6 +80,19 @@ def test_a_pickle_of_more_than_tensors_runs_nothing(vla_mot, goldens, tmp_path):
     assert not ran.exists() and not (tmp_path / "out").exists()
 
 
+def test_what_lies_beside_a_pickle_comes_along(tmp_path):
+    source, target = Path(shutil.copytree(NANO, tmp_path / "a")), tmp_path / "b"
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    (source / "tokenizer").mkdir()
+    for name in ("README.md", "tokenizer/vocab.txt", "trainer.pt"):
+        (source / name).write_text("words")
+    target.mkdir()
+    unpickle(source, target)
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert found == {path.name for path in NANO.iterdir()} | {"README.md", "tokenizer/vocab.txt"}
+
+
 def test_a_tied_tensor_is_kept_once(tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     source.mkdir(), target.mkdir()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vla_mot.errors import CheckpointError
+from vla_mot.hub.remote import FILES, TOKENIZER
 from vla_mot.hub.tensors import INDEX_FILE, WEIGHTS_FILE, write_tensors
 
 PICKLE = "pytorch_model.bin"
@@ -26,7 +27,7 @@ def is_pickled(folder: Path) -> bool:
 
 
 def unpickle(folder: Path, into: Path) -> None:
-    """Write a folder's JSON files and its `pytorch_model.bin`, as safetensors, into another folder.
+    """Write a folder's `pytorch_model.bin` as safetensors into another folder, and what else belongs to a policy.
 
     A tensor that stands there under several names is kept once, under the first one in the alphabet, as safetensors
     does. Raises CheckpointError when the pickle holds anything but tensors by name.
@@ -48,8 +49,10 @@ def unpickle(folder: Path, into: Path) -> None:
             (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, name * (not tensor.numel())),
             name,
         )
-    for file in folder.glob("*.json"):
+    for file in (file for pattern in FILES for file in folder.glob(pattern)):
         shutil.copyfile(file, into / file.name)
+    if (folder / TOKENIZER).is_dir():
+        shutil.copytree(folder / TOKENIZER, into / TOKENIZER)
     write_tensors(into / WEIGHTS_FILE, {name: content[name].clone() for name in kept.values()})
 
 
