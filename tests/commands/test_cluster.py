@@ -1,6 +1,7 @@
 """The page on clusters, followed literally on one machine: its own words, but for the folder, the port and sizes."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -151,6 +152,33 @@ def test_two_nodes_that_are_stopped_and_started_with_the_same_words(page, shared
     assert steps == list(range(1, STEPS + 1))
 
 
+def ranks_of(agent: subprocess.Popen[str]) -> list[int]:
+    said = subprocess.run(["ps", "-o", "pid=", "--ppid", str(agent.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in said.stdout.split()]
+
+
+def test_ranks_that_stop_or_die_are_started_again(page, shared):
+    run = shared / "runs" / "again"
+    words = page.by_heading["Several nodes"][0]
+    words = changed(
+        words, ("torchrun ", "exec torchrun "), ("runs/many", "runs/again"), ("id many", "id again")
+    )
+    with page.running(words) as first, page.running(words) as second:
+        wait_for(lambda: steps_done(run) >= 3, first)
+        os.kill(ranks_of(first)[0], signal.SIGUSR1)
+        wait_for(lambda: newest(run) != "000000", first)
+        stopped = int(newest(run))
+        wait_for(lambda: steps_done(run) >= stopped + 2, first)
+        os.kill(ranks_of(second)[0], signal.SIGKILL)
+        said = [agent.communicate(timeout=300)[0] for agent in (first, second)]
+        assert [first.returncode, second.returncode] == [0, 0], said
+    assert newest(run) == f"{STEPS:06d}"
+    printed = [file.read_text() for file in (run / "launch").glob("*/attempt_2/0/stdout.log")]
+    assert f"resumed at step {stopped}" in "".join(printed), said
+    steps = [record["step"] for record in read_log(run) if record["kind"] == "train"]
+    assert steps == list(range(1, STEPS + 1))
+
+
 def test_a_job_of_slurm_is_submitted(page, tmp_path):
     """64 ranks are too many here; the job's first act is to fail."""
     slurm = FakeSlurm(tmp_path / "slurm")
@@ -164,3 +192,11 @@ def test_a_job_of_slurm_is_submitted(page, tmp_path):
 def test_two_ranks_as_a_job_on_this_machine(page, shared):
     page.run(page.by_heading["SLURM"][1])
     assert newest(shared / "runs" / "local") == f"{STEPS:06d}"
+
+
+def test_a_job_that_fails_says_why(page, shared):
+    words = changed(page.by_heading["SLURM"][1], ("$WHAT", "$WHAT data.root=$SHARED/nowhere"))
+    with page.running(words) as running:
+        said = running.communicate(timeout=300)[0]
+    assert running.returncode == 1
+    assert f"{shared}/nowhere" in said and "does not exist" in said and "Traceback" not in said, said
