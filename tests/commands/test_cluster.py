@@ -24,6 +24,7 @@ SMALL = (
     f"train.steps={STEPS} train.batch_size=8 train.warmup_steps=1 train.log_every=1 train.val_every=1000 "
     "train.save_every=1000 train.val_samples=8 train.action_draws=1"
 )
+INSTALL = 'pip install ".[lerobot,slurm]"     # in a checkout\n'
 
 
 class Page:
@@ -182,7 +183,7 @@ def test_ranks_that_stop_or_die_are_started_again(page, shared):
 def test_a_job_of_slurm_is_submitted(page, tmp_path):
     """64 ranks are too many here; the job's first act is to fail."""
     slurm = FakeSlurm(tmp_path / "slurm")
-    words = changed(page.by_heading["SLURM"][0], ('pip install "vla-mot[slurm]"\n', ""))
+    words = changed(page.by_heading["SLURM"][0], (INSTALL, ""))
     with page.running(f"{words.rstrip()} 'hydra.launcher.setup=[exit 2]'", path=slurm.bin) as running:
         wait_for(lambda: list(slurm.state.glob("*.code")), running)
     assert "#SBATCH --nodes=8\n" in slurm.batch_file()
