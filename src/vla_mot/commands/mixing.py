@@ -63,7 +63,10 @@ class Data:
     @property
     def origins(self) -> tuple[Origin, ...]:
         """Every dataset, its group and its robot, in the order of `Batch.origin[:, 0]`."""
-        return tuple(Origin(entry.name, entry.group, entry.robot.name) for entry in self.mixture.entries)
+        return tuple(
+            Origin(entry.name, entry.group, entry.robot.name, entry.robot.cameras)
+            for entry in self.mixture.entries
+        )
 
     @property
     def identity(self) -> str:

@@ -98,7 +98,7 @@ def _steps(policy: Path) -> int | None:
 
 
 def _validation(run: Path, steps: int | None) -> dict[str, float]:
-    """The last validation at or before the checkpoint's step."""
+    """Both losses of the last validation at or before the checkpoint's step."""
     records = [
         r for r in read_log(run) if r["kind"] == "validation" and (steps is None or r["step"] <= steps)
     ]
@@ -108,7 +108,7 @@ def _validation(run: Path, steps: int | None) -> dict[str, float]:
     return {
         f"{name.removesuffix('_loss')} (step {last['step']:,})": value
         for name, value in last.items()
-        if name.endswith("_loss") and isinstance(value, int | float)
+        if name in ("action_loss", "foresight_loss") and isinstance(value, int | float)
     }
 
 

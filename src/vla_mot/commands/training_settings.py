@@ -17,6 +17,7 @@ from vla_mot.options import at_least, fit
 from vla_mot.robots.augmentation import AugmentationConfig
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.train.config import TrainConfig
+from vla_mot.train.writers import require_writers
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,13 @@ class TrainingConfig:
 def training_config(config: Mapping[str, Any]) -> TrainingConfig:
     """Read the groups model, backbone, foresight, embodiment (unless the datasets' own), data, train and sampler.
 
-    Raises ConfigError for what does not fit, be it a device that this machine does not have.
+    Raises ConfigError for what does not fit, be it a device or a package that this machine does not have.
     """
     told = config.get("embodiment")
     embodiment = None if told is None else section(Embodiment, "embodiment", told)
     train = section(TrainConfig, "train", config["train"])
     require_device("train.device", train.device)
+    require_writers(train.log)
     return TrainingConfig(
         model=model_config(config, embodiment),
         embodiment=embodiment,
