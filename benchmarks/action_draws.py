@@ -72,6 +72,8 @@ def cost(options: Mapping[str, Any], draws: Sequence[int]) -> None:
     ranks, device = options["ranks"], options["device"]
     teams = {count: Team(ranks, device, Stepper, *told, count, parallel, device) for count in draws}
     times: dict[int, list[float]] = {count: [] for count in draws}
+    for team in teams.values():
+        team.wait()
     for _ in range(2 + options["repeats"]):
         for count, team in teams.items():
             times[count].append(team.ask("step"))
@@ -117,6 +119,8 @@ def race(options: Mapping[str, Any], draws: Sequence[int]) -> None:
 def _raced(teams: Mapping[int, Team], seconds: float, turn: float) -> dict[int, list[float]]:
     """Per K: steps a second, then action and foresight loss at every mark."""
     found: dict[int, list[float]] = {count: [0.0] for count in teams}
+    for team in teams.values():  # so that nobody starts beside those that train
+        team.wait()
     for mark in range(MARKS):
         spent, until = seconds * mark / MARKS, seconds * (mark + 1) / MARKS
         while spent < until:

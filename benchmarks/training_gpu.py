@@ -61,13 +61,10 @@ def main() -> None:
         print("python benchmarks/training_gpu.py device=cpu size=tiny batches=1,2")
         return
     setups = [_setup(options, name) for name in options["variants"].split(",")]
-    with ProcessPoolExecutor(
-        1, mp_context=get_context("spawn")
-    ) as elsewhere:  # so that its memory is given back
+    # In a process of its own, so that its memory is given back.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:
         facts = elsewhere.submit(examine, setups[0]).result()
-    found = {setup.variant: list(tried(setup)) for setup in setups}
-    show_all(found, facts)
-    show_best(found)
+    show_best(try_all(setups, facts))
     print(f"\n{LEGEND}")
 
 
@@ -94,20 +91,28 @@ def examine(setup: Setup) -> dict[str, float]:
     return ceilings | {"flops": float(cost.flops)}
 
 
-def show_all(found: Found, facts: Mapping[str, float]) -> None:
-    """Print every variant at every batch size."""
+def try_all(setups: Sequence[Setup], facts: Mapping[str, float]) -> Found:
+    """Measure one variant after the other, and print each batch size as it comes."""
+    found: dict[str, list[dict[str, Any]]] = {}
     print()
     head("variant", "batch", "s / step", "samples / s", "peak GiB", "utilisation")
-    for name, told in found.items():
-        ceiling = facts[Variant.of(name).parallel.precision]
-        for one in told:
-            if not one["fits"]:
-                row(name, one["batch"], "out of memory", "", "", "")
-                continue
-            rate = _rate(one)
-            used = facts["flops"] * rate / ceiling
-            seconds = f"{statistics.median(one['seconds']):.3f}"
-            row(name, one["batch"], seconds, f"{rate:.2f}", f"{one['peak'] / GIB:.1f}", f"{used:.1%}")
+    for setup in setups:
+        told = found[setup.variant] = []
+        ceiling = facts[Variant.of(setup.variant).parallel.precision]
+        try:
+            for one in tried(setup):
+                told.append(one)
+                row(setup.variant, one["batch"], *_cells(one, facts["flops"], ceiling))
+        except RuntimeError as error:  # the others are still worth measuring
+            row(setup.variant, "", error, "", "", "")
+    return found
+
+
+def _cells(one: Mapping[str, Any], flops: float, ceiling: float) -> tuple[str, ...]:
+    if not one["fits"]:
+        return "out of memory", "", "", ""
+    seconds, rate = statistics.median(one["seconds"]), _rate(one)
+    return f"{seconds:.3f}", f"{rate:.2f}", f"{one['peak'] / GIB:.1f}", f"{flops * rate / ceiling:.1%}"
 
 
 def show_best(found: Found) -> None:

@@ -36,7 +36,9 @@ def prove(model: VlaMotModel, batch: Batch) -> float:
 
     Raises AssertionError when they do not.
     """
-    torch.backends.cudnn.allow_tf32 = False  # else one convolution of the stock tower is rounded, and no product
+    torch.backends.cudnn.allow_tf32 = (
+        False  # else one convolution of the stock tower is rounded, and no product
+    )
     for name in ("plain", "lean"):
         found = require_equal(model, PlainModel(model, lean=name == "lean"), batch)
         print(f"{name} baseline and ours differ by: {found}", flush=True)

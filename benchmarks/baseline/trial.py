@@ -6,7 +6,6 @@ does not fit into memory or is hardly faster than the one before.
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -119,12 +118,15 @@ def training_batch(setup: Setup, model: VlaMotModel, size: int) -> Batch:
 def _peak(device: str, before: int) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    # Not of getrusage, which begins at what the process held that started this one.
+    return _resident("VmHWM") - before
 
 
-def _resident() -> int:
-    """Bytes of memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _resident(kind: str = "VmRSS") -> int:
+    """Bytes of memory that this process holds; `VmHWM`: held at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [told] = [line.split() for line in lines if line.startswith(f"{kind}:")]
+    return 1024 * int(told[1])
 
 
 if __name__ == "__main__":

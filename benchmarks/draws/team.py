@@ -31,6 +31,9 @@ class Team:
             context.Process(target=_work, args=told, daemon=True).start()
             its.close()  # so that its end is seen here
             self._ends.append(mine)
+
+    def wait(self) -> None:
+        """Until all processes have made what they hold; to be called once, before they are asked anything."""
         self._answers()
 
     def ask(self, method: str, *arguments: Any) -> Any:
