@@ -1,12 +1,12 @@
 """What each of two ranks does, one scenario after the other, in processes that import torch once.
 
-    python -m tests.train.ranks <folder of the one-rank run> <folder to write to>
+    python -m tests.train.ranks <folder of the one-rank run> <folder to write to> [scenario …]
 
 Every scenario trains the tiny policy for ten steps on its rank's half of each batch; the main rank saves what it found.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "hybrid": {"parallel": ParallelConfig("fsdp", shard_ranks=1)},
     "fsdp muon": {"parallel": ParallelConfig("fsdp"), "optimizer": "muon"},
 }
+SLOW: dict[str, dict[str, Any]] = {
+    "two copies of two shards": {"parallel": ParallelConfig("fsdp", shard_ranks=2)},
+    "compiled shards": {"parallel": ParallelConfig("fsdp", compile=True, recompute="selective")},
+}
+"""By more ranks, or with a compiler."""
+RESUMED = {f"resumed {strategy}": {"parallel": ParallelConfig(strategy)} for strategy in ("ddp", "fsdp")}
+"""From the checkpoint of one rank."""
 
 
 class Share(MemoryStream):
@@ -67,23 +74,18 @@ def findings(run: Trainer) -> dict[str, Any]:
     return {"gradient": gradient, "log": logged(run.run_folder), "weights": weights}
 
 
-def main(alone: Path, output: Path) -> None:
-    """Every scenario, and a run of one rank that goes on on two."""
+def main(alone: Path, output: Path, names: Sequence[str]) -> None:
+    """Every named scenario."""
     torch.set_num_threads(1)
     with join("cpu", 120.0) as world:
-        for name, changes in SCENARIOS.items():
-            run = ranked(output / name, world, **changes)
-            _save(findings(run), output / f"{name}.pt", world)
-        for strategy in ("ddp", "fsdp"):
-            run = ranked(output / f"resumed {strategy}", world, parallel=ParallelConfig(strategy))
-            run.resume(find_checkpoint(alone / "checkpoints" / "000005"))
-            _save(findings(run), output / f"resumed {strategy}.pt", world)
-
-
-def _save(found: dict[str, Any], path: Path, world: World) -> None:
-    if world.is_main:
-        torch.save(found, path)
+        for name in names:
+            run = ranked(output / name, world, **(SCENARIOS | SLOW | RESUMED)[name])
+            if name in RESUMED:
+                run.resume(find_checkpoint(alone / "checkpoints" / "000005"))
+            found = findings(run)
+            if world.is_main:
+                torch.save(found, output / f"{name}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

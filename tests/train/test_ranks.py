@@ -4,13 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.conftest import REPOSITORY
-from tests.train.ranks import SCENARIOS, findings, ranked
+from tests.train.ranks import RESUMED, SCENARIOS, findings, ranked
 
 from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import find_checkpoint
@@ -43,23 +44,29 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Fou
     return made
 
 
-@pytest.fixture(scope="module")
-def together(alone: dict[str, tuple[Path, Found]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two ranks left what they found."""
-    output = tmp_path_factory.mktemp("together")
+def launched(alone: Path, output: Path, names: Iterable[str], size: int) -> Path:
+    """Let `size` ranks do the named scenarios; returns where they left what they found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.train.ranks", str(alone["adamw"][0]), str(output)]
+    told = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "tests.train.ranks", str(alone), str(output), *names]
     ranks = [
         subprocess.Popen(
             command, cwd=REPOSITORY, env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
-        for rank in range(2)
+        for rank in range(size)
     ]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=500) for rank in ranks] == [0] * size
     return output
+
+
+@pytest.fixture(scope="module")
+def together(alone: dict[str, tuple[Path, Found]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks left what they found."""
+    output = tmp_path_factory.mktemp("together")
+    return launched(alone["adamw"][0], output, [*SCENARIOS, *RESUMED], 2)
 
 
 def found(together: Path, name: str) -> Found:
@@ -119,3 +126,16 @@ def test_the_policy_beside_the_state_is_whole(together: Path, name: str) -> None
     assert policy.model.state_dict().keys() == own.keys()
     shards = len(list((checkpoint / "training_state").glob("*.safetensors")))
     assert shards == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("two copies of two shards", 4), ("compiled shards", 2)])
+def test_hybrid_and_compiled_ranks_equal_one(
+    alone: dict[str, tuple[Path, Found]], tmp_path: Path, name: str, size: int
+) -> None:
+    folder, expected = alone["adamw"]
+    got = found(launched(folder, tmp_path, [name], size), name)
+    for weight, gradient in expected["gradient"].items():
+        assert (got["gradient"][weight] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, weight
+    for mine, theirs in zip(got["log"], expected["log"], strict=True):
+        assert told(mine) == pytest.approx(told(theirs), rel=LOSSES["adamw"], abs=1e-6)
