@@ -2,9 +2,12 @@
 
 Both hold the same weights and are first proved to compute the same losses and gradients. The variants take turns, step
 by step, so that a busy machine slows them alike; medians over repeats are printed. Peak memory is that of a process of
-its own per variant, above what it held after its imports.
+its own per variant, above what it held after its imports, at a batch size of its own, so that activations weigh something
+beside weights and optimizer.
 
-    python benchmarks/training.py [size=mid|tiny] [batch=2] [repeats=7] [memory=true] [variants=plain,lean,ours,…]
+    python benchmarks/training.py [size=mid|tiny] [batch=2] [repeats=7] [memory=8] [variants=plain,lean,ours,…]
+
+memory: the batch size at which memory is measured; 0: not at all.
 """
 
 import statistics
@@ -29,7 +32,7 @@ NEAR = {"fp32": 1e-4, "bf16": 2e-2}
 
 def main() -> None:
     """Prove, time, weigh, and print the table."""
-    options = parse_arguments(sys.argv[1:], size="mid", batch=2, repeats=7, memory=True, variants=ALL)
+    options = parse_arguments(sys.argv[1:], size="mid", batch=2, repeats=7, memory=8, variants=ALL)
     variants = {name: Variant.of(name) for name in options["variants"].split(",")}
     model = build(options["size"], "cpu")
     batch = random_batch(model, options["batch"], "cpu")
@@ -44,7 +47,7 @@ def main() -> None:
     seconds = race(runners, batch, options["repeats"])
     runners.clear()
     peaks = {name: _peak(options, name) for name in variants} if options["memory"] else {}
-    show(seconds, peaks, batch.batch_size)
+    show(seconds, batch.batch_size, peaks, options["memory"])
     print(f"\n{LEGEND}")
 
 
@@ -59,21 +62,22 @@ def race(runners: Mapping[str, Runner], batch: Batch, repeats: int) -> dict[str,
     return {name: times[1:] for name, times in found.items()}
 
 
-def show(seconds: Mapping[str, list[float]], peaks: Mapping[str, int], size: int) -> None:
+def show(seconds: Mapping[str, list[float]], size: int, peaks: Mapping[str, int], weighed: int) -> None:
     """Print the table; ratios are to the first variant, of the same round."""
     base, *_ = seconds
     print()
-    head("variant", "s / step", "samples / s", f"samples / s over {base}", "peak MiB", f"peak over {base}")
+    titles = (f"peak MiB, batch {weighed}", f"over {base}") if peaks else ()
+    head("variant", "s / step", "samples / s", f"over {base}", *titles)
     for name, times in seconds.items():
         gains = [first / own for first, own in zip(seconds[base], times, strict=True)]
         rate = f"{size / statistics.median(times):.2f}"
-        weight = [f"{peaks[name] / MIB:.0f}", f"{peaks[name] / peaks[base]:.2f}"] if peaks else ["", ""]
+        weight = (f"{peaks[name] / MIB:.0f}", f"{peaks[name] / peaks[base]:.2f}") if peaks else ()
         row(name, spread(times, ".2f"), rate, spread(gains, ".2f"), *weight)
 
 
 def _peak(options: Mapping[str, Any], name: str) -> int:
     """Bytes that two steps take in a new process."""
-    [told] = tried(Setup(name, options["size"], "cpu", (options["batch"],)))
+    [told] = tried(Setup(name, options["size"], "cpu", (options["memory"],)))
     return told["peak"]
 
 

@@ -22,7 +22,7 @@ FOLDER = REPOSITORY / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
 SMALL = {
     "action_draws.py": ("draws=2", "batch=4", "seconds=0.4", "turn=0.1", "episodes=4"),
-    "training.py": ("size=tiny", "variants=plain,ours"),
+    "training.py": ("size=tiny", "variants=plain,ours", "memory=2"),
     "training_gpu.py": ("device=cpu", "size=tiny", "batches=1,2", "variants=plain+bf16,ours+full+bf16"),
 }
 
