@@ -1,0 +1,74 @@
+"""What a rank holds of the others' shards while layers compute (FSDP2), told to `LiveBytes` as a rehearsal goes.
+
+A part of the model is whole from its forward pass until it ends, and again in the backward pass until the last of its
+gradients is there; these are whole until then, and once more on their way to the ranks that keep them. What belongs to
+no part is whole all the while.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from vla_mot.model.model import VlaMotModel
+from vla_mot.train.live_bytes import LiveBytes
+
+GRADIENTS, GATHERED = "gradients", "gathered"
+
+
+class Gathering:
+    """Of one pass of a model whose weights are divided among `shards` ranks."""
+
+    def __init__(self, model: VlaMotModel, live: LiveBytes, shards: int) -> None:
+        self.live, self.shards = live, shards
+        self._part_of: dict[Tensor, _Part] = {}
+        for module in parts(model):
+            part = _Part(module.parameters())
+            self._part_of |= dict.fromkeys(part.weights, part)
+            module.register_forward_pre_hook(self._adds(part.bytes))
+            module.register_forward_hook(self._adds(-part.bytes))
+        alone = set(self._part_of) | set(model.tokenizer.parameters())
+        live.add(sum(w.nbytes for w in model.parameters() if w not in alone), GATHERED)
+
+    def _adds(self, size: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self.live.add(size, GATHERED)
+
+        return hook
+
+    def settle(self, weight: Tensor) -> None:
+        """A weight got its gradient."""
+        assert weight.grad is not None
+        part = self._part_of.get(weight)
+        self.live.settle(weight.grad, GRADIENTS)
+        if part is None:
+            return
+        if not part.waiting:
+            part.waiting = {w for w in part.weights if w.requires_grad}
+            self.live.add(part.bytes, GATHERED)
+        part.waiting.remove(weight)
+        if not part.waiting:
+            self._send(part)
+
+    def _send(self, part: "_Part") -> None:
+        gradients = [w.grad for w in part.weights if w.grad is not None]
+        on_their_way = sum(gradient.nbytes for gradient in gradients)
+        self.live.add(on_their_way, GATHERED)
+        self.live.add(-on_their_way - part.bytes, GATHERED)
+        for gradient in gradients:
+            self.live.settle(gradient, GRADIENTS, self.shards)
+
+
+class _Part:
+    """Weights that are gathered together, and those of them that have no gradient yet."""
+
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
+        self.weights = list(weights)
+        self.bytes = sum(w.nbytes for w in self.weights)
+        self.waiting: set[Tensor] = set()
+
+
+def parts(model: VlaMotModel) -> list[nn.Module]:
+    """What `train.parallel` shards one by one."""
+    understanding = [part for part in model.understanding.children() if any(True for _ in part.parameters())]
+    return [*understanding, *model.stack.layers]

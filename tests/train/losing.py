@@ -1,0 +1,102 @@
+"""Two ranks of which one is lost, in several ways: `python -m tests.train.losing FOLDER WAY…`.
+
+What a rank said stands in `<FOLDER>/<way>/rank-<rank>.err`. How each ended, as its exit code or minus the signal, and
+after how many seconds is printed as JSON.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.utils.tensorboard
+from tests.train.ranks import Share, ranked
+from tests.train.soak import forked
+
+from vla_mot.batch import Batch
+from vla_mot.train.config import SafetyConfig
+from vla_mot.train.stopping import StopRequests
+from vla_mot.train.world import join
+
+AT, STUCK_SECONDS = 3, 4.0
+
+
+def sleeps_forever() -> None:
+    """What the stack of the stuck rank must name."""
+    time.sleep(300)
+
+
+def fails() -> None:
+    raise ZeroDivisionError("of rank 1 alone")
+
+
+WAYS: dict[str, Callable[[], None]] = {
+    "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "fails": fails,
+    "hangs": sleeps_forever,
+    "is asked": lambda: os.kill(os.getpid(), signal.SIGTERM),
+}
+
+
+class Losing(Share):
+    """The batches of a rank, to one of which something happens before it arrives."""
+
+    def __init__(self, rank: int, size: int, happens: Callable[[], None]) -> None:
+        super().__init__(rank, size)
+        self.happens = happens
+
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
+        for step, batch in enumerate(super().batches(start, stop, prefetch), start=start):
+            if step == AT:
+                self.happens()
+            yield batch
+
+
+def train(run: Path, rank: int, port: int, happens: Callable[[], None]) -> None:
+    """One rank of two. What it says goes to a file of its own."""
+    run.mkdir(parents=True, exist_ok=True)
+    said = os.open(run / f"rank-{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 2)
+    told = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in told.items()})
+    with join("cpu", 60.0) as world:
+        life = ranked(run, world, safety=SafetyConfig(stuck_seconds=STUCK_SECONDS))
+        life.stream = Losing(rank, world.size, happens if rank == 1 else lambda: None)
+        with StopRequests() as stops:
+            life.run(stop=lambda: stops.asked)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def main(folder: Path, ways: list[str]) -> None:
+    """One way after the other."""
+    torch.set_num_threads(1)
+    found = {}
+    for way in ways:
+        port, started = free_port(), time.monotonic()
+        children = [
+            forked(lambda rank=rank: train(folder / way, rank, port, WAYS[way]))  # noqa: B023
+            for rank in range(2)
+        ]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        found[way] = {"codes": codes, "seconds": time.monotonic() - started}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
