@@ -2,8 +2,8 @@
 
 Both hold the same weights and are first proved to compute the same losses and gradients. The variants take turns, step
 by step, so that a busy machine slows them alike; medians over repeats are printed. Peak memory is that of a process of
-its own per variant, above what it held after its imports, at a batch size of its own, so that activations weigh something
-beside weights and optimizer.
+its own per variant, above what it held after its imports, at a larger batch, so that activations weigh something beside
+weights and optimizer.
 
     python benchmarks/training.py [size=mid|tiny] [batch=2] [repeats=7] [memory=8] [variants=plain,lean,ours,…]
 
