@@ -29,7 +29,7 @@ TRACEBACK = "VLA_MOT_TRACEBACK"
 _EXTRAS = dict.fromkeys(("gymnasium", "pymunk", "pygame"), "conveyor") | dict.fromkeys(
     ("lerobot", "datasets", "av", "pyarrow", "matplotlib", "tensorboard"), "lerobot"
 )
-_EXTRAS |= dict.fromkeys(("hydra_submitit_launcher", "submitit"), "slurm")
+_EXTRAS |= dict.fromkeys(("hydra_submitit_launcher", "submitit"), "slurm") | {"peft": "peft"}
 _HELP = ("-h", "--help")
 
 
