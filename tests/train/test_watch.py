@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_mot.train.watch import STUCK_EXIT, Standing, Watchdog, culprits
+from vla_mot.train.standing import Standing, culprits
+from vla_mot.train.watch import STUCK_EXIT, Watchdog
 
 PRELUDE = """
 import ctypes, sys, threading, time
@@ -142,8 +143,9 @@ def test_a_folder_that_cannot_be_written_keeps_nobody_from_ending(tmp_path: Path
 
 
 def test_a_standing_reads_back_as_it_was_told() -> None:
-    standing = Standing(rank=3, step=12, phase="backward", entered=60, seconds=30.5)
-    assert Standing.parse(f"{standing}, since yesterday, on a machine") == standing
+    for waits in (False, True):
+        standing = Standing(rank=3, step=12, phase="backward", entered=60, seconds=30.5, waits=waits)
+        assert Standing.parse(f"{standing}, since yesterday, on a machine") == standing
     assert Standing.parse("Traceback (most recent call last):") is None
 
 
@@ -160,3 +162,10 @@ def test_a_standing_reads_back_as_it_was_told() -> None:
 def test_the_ranks_that_entered_fewest_phases_are_the_culprits(entered: tuple[int, ...], told: str) -> None:
     standings = [Standing(rank, 7, "data", number, 1.0) for rank, number in enumerate(entered)]
     assert told in culprits(standings, max(3, len(entered)))
+
+
+def test_who_waits_in_an_exchange_is_not_the_one_that_the_others_wait_for() -> None:
+    standings = [Standing(rank, 7, "data", 4, 1.0, waits=rank != 2) for rank in range(4)]
+    assert "The others wait for rank 2, still at step 7, phase data" in culprits(standings, 4)
+    everybody = [Standing(rank, 7, "data", 4, 1.0, waits=True) for rank in range(4)]
+    assert "none is behind" in culprits(everybody, 4)

@@ -102,7 +102,7 @@ class NotFinite:
                 described,
             )
             return skipped + 1
-        spent = f" after {skipped} steps that were left out, as many as train.safety.skip_steps allows"
+        spent = f", and {skipped} such were left out before (train.safety.skip_steps={self.most})"
         raise self.error(step, what + (spent if self.policy == "skip" else ""), described, kept)
 
     def error(self, step: int, what: str, described: str, kept: Path | None) -> NonFiniteLossError:

@@ -1,23 +1,20 @@
 """A watch over a rank's progress: whoever stands still for too long says where, and ends.
 
 A rank may wait forever: for a file system, a driver, a data worker, or another rank. Where several train together, all
-stand still when one does. So each says how many phases it has entered; they all go through the same ones, and whoever
-has entered fewest is the one that the others wait for.
+stand still when one does; `train.standing` tells which.
 """
 
 import faulthandler
 import os
-import re
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Literal, Self
+
+from vla_mot.train.standing import Standing, culprits, stacks, waits_for_others
 
 Phase = Literal["start", "data", "forward", "backward", "optimizer", "validation", "checkpoint"]
 
@@ -27,55 +24,6 @@ STUCK_FOLDER = "stuck"
 
 _STDERR = 2  # the descriptor: sys.stderr may belong to a progress bar that the stuck thread has locked
 _LONGEST_TICK = 5.0  # seconds
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a rank stands. entered: phases so far. seconds: since it entered this one."""
-
-    rank: int
-    step: int
-    phase: str
-    entered: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"rank {self.rank} has stood at step {self.step}, phase {self.phase} (number {self.entered}), "
-            f"for {self.seconds:.1f} s"
-        )
-
-    @classmethod
-    def parse(cls, line: str) -> "Standing | None":
-        """Read the first line of a report; None when it is none."""
-        found = re.match(
-            r"rank (\d+) has stood at step (\d+), phase (\w+) \(number (\d+)\), for ([\d.]+) s", line
-        )
-        if found is None:
-            return None
-        rank, step, phase, entered, seconds = found.groups()
-        return cls(int(rank), int(step), phase, int(entered), float(seconds))
-
-
-def culprits(standings: Iterable[Standing], size: int) -> str:
-    """A sentence on who of `size` ranks keeps the others waiting, from those that said where they stand."""
-    known = sorted(standings, key=lambda standing: (standing.entered, standing.rank))
-    silent = sorted(set(range(size)) - {standing.rank for standing in known})
-    if silent:
-        return (
-            f"No word from {_ranks(silent)}: dead, on a machine of its own that does not see this folder, or stuck "
-            "inside a call that holds the interpreter, whose stacks are then on its stderr."
-        )
-    behind = [standing for standing in known if standing.entered == known[0].entered]
-    if len(behind) == len(known):
-        return "All ranks stand at the same place, none is behind; compare their stacks."
-    where = f"step {behind[0].step}, phase {behind[0].phase}"
-    return f"The others wait for {_ranks([s.rank for s in behind])}, still at {where}: look at that stack."
-
-
-def _ranks(ranks: Sequence[int], most: int = 8) -> str:
-    more = f", … ({len(ranks)} in all)" if len(ranks) > most else ""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:most]))}{more}"
 
 
 class Watchdog:
@@ -106,6 +54,7 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._limit is not None:
+            self._closed.clear()
             self._stale = set(self._reports())
             self._at = (self._at[0], self._at[1], self._at[2], time.monotonic())
             self._thread = threading.Thread(
@@ -138,7 +87,8 @@ class Watchdog:
 
     def _standing(self) -> Standing:
         entered, step, phase, since = self._at
-        return Standing(self._rank, step, phase, entered, time.monotonic() - since)
+        seconds = time.monotonic() - since
+        return Standing(self._rank, step, phase, entered, seconds, waits_for_others())
 
     def _end(self, standing: Standing, why: str) -> None:
         """Tell, wait for the others, and exit. stderr comes first: the run's folder may be what everyone waits for."""
@@ -193,27 +143,6 @@ class Watchdog:
             time.sleep(0.1)
         lines = [(self._folder / name).read_text().partition("\n")[0] for name in names]
         return [own, *(standing for line in lines if (standing := Standing.parse(line)) is not None)]
-
-
-def stacks(besides: int | None = None) -> str:
-    """The stacks of all threads, innermost call last. besides: a thread to leave out.
-
-    Sources are not read: they may lie on the very file system that hangs.
-    """
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    told = []
-    for ident, frame in sys._current_frames().items():
-        if ident != besides:
-            told.append(f"thread {names.get(ident, 'without a name')} ({ident}), innermost call last:\n")
-            told += reversed(list(_calls(frame)))
-    return "".join(told)
-
-
-def _calls(frame: FrameType | None) -> Iterable[str]:
-    while frame is not None:
-        code = frame.f_code
-        yield f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_qualname}\n'
-        frame = frame.f_back
 
 
 def _tell(text: str) -> None:
