@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vla_mot.commands import folders, mixing, training
+from vla_mot.commands import dry_run, folders, mixing, training
 from vla_mot.commands.console import console, progress, show_library_log
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.resume import continues, resumed_config
@@ -22,7 +22,7 @@ from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
 from vla_mot.train.loop import Trainer
 from vla_mot.train.stopping import StopRequests, is_preemption
 from vla_mot.train.watch import STUCK_FOLDER
-from vla_mot.train.world import World, join
+from vla_mot.train.world import World, join, launched_ranks
 from vla_mot.version import __version__
 
 FACTS = "run.json"
@@ -70,6 +70,13 @@ def run(command: str, config: dict[str, Any], overrides: list[str]) -> None:
     the signal before (a launcher, which has the job queued again) has been called.
     """
     show_library_log()
+    planned = fit(int | None, "ranks", config.get("ranks"))
+    if fit(bool, "dry_run", config.get("dry_run", False)):
+        return dry_run.show(config, planned or launched_ranks())
+    if planned is not None:
+        raise ConfigError(
+            f"ranks={planned} is for dry_run=true; a run has as many ranks as are launched: see docs/cluster.md."
+        )
     device = fit(str, "train.device", config["train"]["device"])
     with join(device, _PATIENCE) as world:
         console.quiet = not world.is_main
