@@ -5,7 +5,7 @@ the demo's task from the same demonstrations for the same seconds, the learning 
 losses on held-out episodes and noise that never changes. Both in turns, so that a busy machine slows all alike.
 
     python benchmarks/action_draws.py [parts=cost,race] [repeats=15] [batch=32] [size=demo|tiny|mid] [compiled=true]
-        [ranks=2 strategy=ddp|fsdp] [seconds=240] [turn=5] [episodes=150] [seeds=1] [draws=1,2,4,8,16] [folder=…]
+        [ranks=2 strategy=ddp|fsdp] [seconds=180] [turn=5] [episodes=150] [seeds=1] [draws=1,2,4,8,16] [folder=…]
 
 size: of the model whose cost is measured; the race is the demo's. compiled: layers by torch.compile. ranks: processes
 that share the batch. folder: where the demonstrations are kept; by default a temporary one.
@@ -43,7 +43,7 @@ def main() -> None:
         compiled=False,
         ranks=1,
         strategy="ddp",
-        seconds=240.0,
+        seconds=180.0,
         turn=5.0,
         episodes=150,
         seeds=1,

@@ -16,7 +16,8 @@ from vla_mot.commands.training_settings import training_config
 from vla_mot.errors import ConfigError
 from vla_mot.foresight.cosmos import CosmosConfig
 from vla_mot.options import section
-from vla_mot.train.config import ParallelConfig
+from vla_mot.train.config import ParallelConfig, TrainConfig
+from vla_mot.train.flops import cost_of
 
 FOLDER = REPOSITORY / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
@@ -43,6 +44,23 @@ def test_an_argument_that_it_does_not_know_is_named(script: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / script, "repeat=1"], capture_output=True, text=True)
     assert done.returncode != 0
     assert "Did you mean 'repeats'?" in done.stderr
+
+
+ABSENT = ("lerobot", "datasets", "pyarrow", "av", "gymnasium", "hydra", "omegaconf", "diffusers")
+WITHOUT = f"""
+import sys
+sys.modules |= dict.fromkeys({ABSENT!r})  # importing one of them is an ImportError
+from baseline.trial import Setup
+from training_gpu import examine
+assert examine(Setup("plain+bf16", "tiny", "cpu", (1,)))["flops"] > 0
+"""
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_runs_where_torch_and_transformers_are_but_little_else() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "lean baseline and ours differ by: loss" in done.stdout
 
 
 # ---- the baseline ---------------------------------------------------------------------------------------------
@@ -93,7 +111,8 @@ def test_a_model_that_the_baseline_does_not_know_is_refused() -> None:
 
 
 def test_the_3b_size_is_the_preset_but_for_the_vocabulary_and_the_dtype_of_the_tokenizer() -> None:
-    from baseline.sizes import SIZES
+    from baseline.plain import PlainModel
+    from baseline.sizes import SIZES, build
 
     preset = training_config(composed("posttrain", "model=a1_3b", "data.root=x", "output=x")).model
     made = SIZES["3b"]
@@ -106,6 +125,10 @@ def test_the_3b_size_is_the_preset_but_for_the_vocabulary_and_the_dtype_of_the_t
         for config in (made.foresight, preset.foresight)
     ]
     assert replace(tokenizers[0], dtype=tokenizers[1].dtype) == tokenizers[1]
+    model = build("3b", "meta")
+    tokens = {"understanding": 246, "generation": 96, "state": 1, "action": 50}
+    assert cost_of(made, TrainConfig()).tokens == tokens
+    assert {id(p) for p in PlainModel(model).parameters()} <= {id(p) for p in model.parameters()}
 
 
 def test_a_way_of_training_is_read_from_its_name() -> None:
