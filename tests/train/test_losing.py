@@ -11,7 +11,8 @@ from tests.conftest import REPOSITORY
 from tests.train.losing import AT, WAYS
 
 from vla_mot.train.checkpoint import find_checkpoint
-from vla_mot.train.watch import STUCK_EXIT, Standing
+from vla_mot.train.standing import Standing
+from vla_mot.train.watch import STUCK_EXIT
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 Found = dict[str, dict[str, Any]]
@@ -53,7 +54,7 @@ def test_when_a_rank_hangs_its_stack_is_told_and_both_end(lost: tuple[Path, Foun
     waiting, stuck = (Standing.parse(report.partition("\n")[0]) for report in reports)
     assert waiting is not None and stuck is not None
     assert (stuck.step, stuck.phase) == (AT, "data")
-    assert waiting.step == AT and waiting.entered > stuck.entered
+    assert waiting.step == AT and waiting.waits and not stuck.waits
     assert "in sleeps_forever" in reports[1]
     assert "in sleeps_forever" not in reports[0]
     for text in said(folder, "hangs"):
