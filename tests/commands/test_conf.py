@@ -112,6 +112,24 @@ def test_file(file):
         CHECKS[file.parts[0]](file)
 
 
+def test_the_papers_recipes_are_those_of_its_table():
+    words = ("output=x", "data.root=x")
+    before = training_config(composed("pretrain", "experiment=pretrain_a1_3b", *words)).train
+    after = training_config(composed("posttrain", "model=a1_3b", *words)).train
+    for train in (before, after):
+        assert (train.optimizer, train.betas, train.eps, train.weight_decay) == (
+            "adamw",
+            (0.9, 0.95),
+            1e-8,
+            0.01,
+        )
+        assert (train.clip_norm, train.foresight_weight, train.action_draws) == (1.0, 0.01, 1)
+    assert (before.batch_size, before.steps, before.schedule, before.lr) == (512, 700_000, "constant", 5e-5)
+    assert (before.lr_final, before.warmup_steps, before.parallel.precision) == (5e-5, 0, "bf16")
+    assert (after.batch_size, after.steps, after.schedule) == (128, 60_000, "cosine")
+    assert (after.lr, after.lr_final, after.warmup_steps) == (5e-5, 5e-6, 2000)
+
+
 def test_every_command_has_its_file():
     assert {command.config for command in COMMANDS} | {"command"} == {
         file.stem for file in FILES if len(file.parts) == 1
