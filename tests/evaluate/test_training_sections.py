@@ -70,9 +70,17 @@ def test_of_many_datasets_the_worst_are_drawn_and_all_are_listed():
 
 def test_the_engine_says_what_was_logged_and_no_more():
     said = Page(engine(LOG)).said.replace("\u00a0", " ")
+    assert "vision, generation, action" in said, "equal lines are one"
     assert "gradient norm" in said and "learning rate" in said and "25 % of the time" in said
     assert "utilisation of" not in said, "nothing was measured"
     assert "understanding" not in said
+
+
+def test_spikes_and_steps_that_were_left_out_are_listed():
+    odd = [{"step": 1000 + s, "kind": "spike", "loss": 9.0} for s in range(30)]
+    said = Page(engine([*LOG, *odd, {"step": 7, "kind": "skipped", "skipped": 1}])).said
+    assert "Loss stood out step 1,010, 1,011" in said and "1,029 (the last 20 of 30)" in said
+    assert "Left out: loss or gradient was not finite step 7" in said
 
 
 def test_the_newest_picture_is_shown_whole(tmp_path):

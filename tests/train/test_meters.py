@@ -97,6 +97,7 @@ def test_many_datasets_are_told_by_their_groups():
 
 def test_the_clock_knows_waiting_from_work_and_leaves_validation_out(clock):
     meters = Meters((), "cpu", work=Work(flops=3e9, ceiling=1e10))
+    clock[0] += 500  # until the first batch is asked for, nothing is training
 
     def slow():
         for _ in range(2):

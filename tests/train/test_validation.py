@@ -188,7 +188,13 @@ def test_several_ranks_find_what_one_does(ranks, config):
 
 def test_only_so_many_are_sampled_and_spread_evenly():
     few = validator(val_open_loop=3)
-    assert sorted((part.batch, *part.rows.tolist()) for part in few._parts) == [(0, 0), (1, 0), (1, 3)]
+    places = [tuple(place) for batch, _ in few._chosen for place in batch.origin[:, [0, 2]].tolist()]
+    assert sorted(places) == [(0, 100), (0, 103), (1, 100)], (
+        "dataset and frame of the first, the middle and the last"
+    )
+    assert [(batch.batch_size, robot) for batch, robot in few._chosen] == [(2, 0), (1, 1)], (
+        "one pass per robot"
+    )
     none = validator(val_open_loop=0)
     found = none.score(policy().model)
     numbers = none.numbers(found.sums)

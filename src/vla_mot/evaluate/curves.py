@@ -66,6 +66,7 @@ def panel_curves(records: Records, panels: Sequence[Panel], columns: int = 2) ->
     rows = -(-len(shown) // columns)
     with _style_of_page():
         figure = Figure(figsize=(_WIDTH, rows * _HEIGHT * (2 / columns) ** 0.5), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
         places = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, panel in zip(places, shown, strict=False):
             _draw_panel(axes, records, panel)
@@ -102,20 +103,33 @@ def _draw_loss(axes: Axes, records: Records, name: str) -> None:
 
 def _draw_panel(axes: Axes, records: Records, panel: Panel) -> None:
     drawn: list[float] = []
-    for (label, key), colour in zip(panel.lines.items(), _SERIES, strict=False):
-        steps, values = curve(records, panel.kind, key)
-        if not steps:
-            continue
+    lines = _distinct(records, panel)
+    for (steps, values), (label, colour) in lines.items():
         drawn += values
         mark = {"marker": "o", "markersize": 3} if panel.kind == "validation" else {}
         smooth = values if panel.kind == "validation" else _smooth(values)
         axes.plot(steps, smooth, color=colour, linewidth=1.6, label=label, **mark)
-        if len(panel.lines) == 1:
+        if len(lines) == 1:
             _tell_last(axes, steps, smooth, colour, panel.scale)
     axes.set_title(panel.title, loc="left", color=_INK, fontsize=11)
     _style(axes, drawn, panel.scale)
-    if len(panel.lines) > 1:
+    if any(label for label, _ in lines.values()):
         axes.legend(frameon=False, labelcolor=_MUTED, fontsize=8.5, loc="best")
+
+
+_Line = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _distinct(records: Records, panel: Panel) -> dict[_Line, tuple[str, str]]:
+    """Steps and values → label and colour. Lines that would hide one another are one, with all of their labels."""
+    found: dict[_Line, tuple[str, str]] = {}
+    for (label, key), colour in zip(panel.lines.items(), _SERIES, strict=False):
+        steps, values = map(tuple, curve(records, panel.kind, key))
+        if not steps:
+            continue
+        before = found.get((steps, values))
+        found[steps, values] = (f"{before[0]}, {label}", before[1]) if before else (label, colour)
+    return found
 
 
 def _tell_last(

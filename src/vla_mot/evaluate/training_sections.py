@@ -19,6 +19,8 @@ from vla_mot.evaluate.wording import percent, sentence
 _LOSS = re.compile(r"(?P<kind>dataset|group|embodiment)/(?P<name>.+)/(?P<term>action|foresight)_loss")
 _ERROR = re.compile(r"action_mae/(?P<robot>[^/]+?)(/(?P<dimension>.+))? \((?P<unit>[^()]*)\)")
 _KINDS = {"dataset": "dataset", "group": "group", "embodiment": "robot"}
+_ALL = {"1": "all without a unit", "unknown": "all of unknown unit"}
+_SHOWN = 20  # steps that are listed
 _EXPERTS = ("vision", "understanding", "generation", "action")
 _FORESIGHT = (
     Panel("foresight: latent error, whole picture",
@@ -27,7 +29,7 @@ _FORESIGHT = (
           {"foreseen": "foresight/moving_mse", "copy of the last frame": "foresight/moving_copy_mse"}, "validation"),
 )  # fmt: skip
 _ENGINE = (
-    Panel("gradient norm", {"all": "grad_norm"} | {name: f"grad_norm/{name}" for name in _EXPERTS}),
+    Panel("gradient norm", {name: f"grad_norm/{name}" for name in _EXPERTS} | {"all": "grad_norm"}),
     Panel("learning rate", {name: f"lr/{name}" for name in _EXPERTS}, scale="linear"),
     Panel("samples per second", {"": "samples_per_second"}, scale="linear"),
     Panel("utilisation of the measured matmul rate", {"": "machine/utilisation"}, scale="percent"),
@@ -89,7 +91,21 @@ def engine(records: Records) -> str:
         "Gradient norms are those before clipping. Utilisation is the floating-point operations of the model, counted, "
         "over those that the same device reached in products of large matrices when the run began." + told,
         _figure(drawn),
+        _incidents(records),
     )
+
+
+def _incidents(records: Records) -> str:
+    """Steps whose loss stood out, and those that were left out because it was no number."""
+    rows = []
+    for kind, text in (("spike", "loss stood out"), ("skipped", "left out: loss or gradient was not finite")):
+        steps = [f"{record['step']:,}" for record in records if record["kind"] == kind]
+        if steps:
+            shown = ", ".join(steps[-_SHOWN:]) + (
+                f" (the last {_SHOWN} of {len(steps)})" if len(steps) > _SHOWN else ""
+            )
+            rows.append([escape(sentence(text)), html.number(f"step {shown}", dim=True)])
+    return html.table(["", "when"], rows) if rows else ""
 
 
 # ---- pieces -------------------------------------------------------------------------------------------------
@@ -166,7 +182,7 @@ def _error_row(records: Records, match: re.Match[str], value: float, largest: fl
     first = curve(records, "validation", match[0])[1][:1]
     square = _newest(records, "validation", match[0].replace("action_mae", "action_rmse", 1))
     return [
-        escape(match["dimension"] or f"all in {match['unit']}"),
+        escape(match["dimension"] or _ALL.get(match["unit"], f"all in {match['unit']}")),
         html.interval_bar(Interval(value, value, value), largest, accent=bool(match["dimension"])),
         html.number(f"{value:.4g}{unit}"),
         html.number("–" if square is None else f"{square:.4g}{unit}"),

@@ -25,7 +25,8 @@ class Clock:
         self._waited, self._began = 0.0, time.perf_counter()
 
     def watch[T](self, items: Iterable[T]) -> Iterator[T]:
-        """Yield `items`, and count how long each was waited for."""
+        """Yield `items`, and count how long each was waited for; the first window begins with the first of them."""
+        self.take()
         arriving = iter(items)
         while True:
             asked = time.perf_counter()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vla_mot.batch import Batch
+from vla_mot.data.joining import join
 from vla_mot.evaluate.foresight import moving_cells
 from vla_mot.hub.spec import PolicySpec
 from vla_mot.keyed import keyed_normal
@@ -44,15 +45,6 @@ class Scored:
     picture: np.ndarray | None
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Samples of one batch and one robot; None: of one that does not act."""
-
-    batch: int
-    rows: Tensor
-    robot: int | None
-
-
 class Validator:
     """Scores models on validation batches, which stay on the CPU.
 
@@ -71,7 +63,7 @@ class Validator:
     ) -> None:
         self.batches, self.spec, self.origins, self.config = batches, spec, origins, config
         self.rank, self.ranks = rank, ranks
-        self._parts = [] if not batches else self._chosen()
+        self._chosen = self._choose() if batches else []
 
     @torch.no_grad()
     def score(self, model: VlaMotModel) -> Scored:
@@ -105,44 +97,52 @@ class Validator:
 
     def _shares(self) -> Iterator[Batch]:
         """This rank's part of every batch, in passes of at most `micro_batch` samples where that is set."""
-        most = self.config.parallel.micro_batch
         for batch in self.batches:
-            if most is None and self.ranks == 1:
-                yield batch
-                continue
-            rows = torch.arange(batch.batch_size)
-            for some in rows.split(batch.batch_size if most is None else most * self.ranks):
-                yield self._own(batch, some)
+            for part in self._cut(batch):
+                yield self._own(part)
 
-    def _own(self, batch: Batch, rows: Tensor) -> Batch:
-        """This rank's part of some rows of a batch.
+    def _own(self, batch: Batch) -> Batch:
+        """This rank's part of a batch.
 
-        Sharded weights need every rank in every pass: where there are fewer rows than ranks, the others pass one of
+        Sharded weights need every rank in every pass: where there are fewer samples than ranks, the others pass one of
         them with everything masked that is counted.
         """
-        mine = rows[self.rank :: self.ranks]
-        if len(mine):
-            return batch[mine]
-        idle = batch[rows[:1]]
+        if self.rank < batch.batch_size:
+            return batch[slice(self.rank, None, self.ranks)]
+        idle = batch[slice(0, 1)]
         return replace(
             idle,
             action_mask=torch.zeros_like(idle.action_mask),
             future_mask=torch.zeros_like(idle.future_mask),
         )
 
-    def _chosen(self) -> list[_Part]:
-        """At most `val_open_loop` samples, spread evenly over all, by batch and robot: the same on every rank."""
-        sizes = [batch.batch_size for batch in self.batches]
-        total, most = sum(sizes), self.config.val_open_loop
-        chosen = torch.linspace(0, total - 1, min(total, most)).round().long()
-        parts, first = [], 0
-        for number, batch in enumerate(self.batches):
-            rows = chosen[(chosen >= first) & (chosen < first + sizes[number])] - first
-            first += sizes[number]
+    def _choose(self) -> list[tuple[Batch, int | None]]:
+        """At most `val_open_loop` samples, spread evenly over all: batches of one robot each, the same on every rank.
+
+        The robot by its place in `spec.robots`; None: of those that do not act.
+        """
+        total = sum(batch.batch_size for batch in self.batches)
+        chosen = torch.linspace(0, total - 1, min(total, self.config.val_open_loop)).round().long()
+        found: dict[int, list[Batch]] = {}
+        first = 0
+        for batch in self.batches:
+            rows = chosen[(chosen >= first) & (chosen < first + batch.batch_size)] - first
+            first += batch.batch_size
             robots = self._robots(batch)[rows]
             for robot in robots.unique().tolist():
-                parts.append(_Part(number, rows[robots == robot], None if robot < 0 else robot))
-        return parts
+                found.setdefault(robot, []).append(batch[rows[robots == robot]])
+        return [
+            (part, None if robot < 0 else robot)
+            for robot, batches in sorted(found.items())
+            for part in self._cut(join(batches))
+        ]
+
+    def _cut(self, batch: Batch) -> Iterator[Batch]:
+        """A batch in parts that the ranks can pass at once."""
+        micro = self.config.parallel.micro_batch
+        most = self.config.batch_size if micro is None else micro * self.ranks
+        for start in range(0, batch.batch_size, most):
+            yield batch[slice(start, start + most)]
 
     def _robots(self, batch: Batch) -> Tensor:
         """`(B,)` place in `spec.robots` of every sample's robot, −1 where it does not act."""
@@ -158,7 +158,7 @@ class Validator:
         """Sums of foresight errors, then of every robot's action errors; and the picture."""
         foresight = torch.zeros(_FORESIGHT, dtype=torch.float64)
         errors = [torch.zeros(r.embodiment.action_dim, SUMS, dtype=torch.float64) for r in self.spec.robots]
-        batches = [(self._own(self.batches[part.batch], part.rows), part.robot) for part in self._parts]
+        batches = [(self._own(batch), robot) for batch, robot in self._chosen]
         album = Album(self.config.val_pictures, sum(batch.batch_size for batch, _ in batches))
         for batch, robot in batches:
             batch = batch.to(_device(model))

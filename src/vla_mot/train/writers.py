@@ -78,13 +78,14 @@ class Wandb:
     def __init__(self, config: LogConfig, run: Path, from_step: int, described: Mapping[str, Any]) -> None:
         self._package: Any = import_module("wandb")
         known = run / _ID
+        resumed = from_step > 0 and known.is_file()
         try:
             self._run = self._package.init(
                 project=config.project,
                 name=config.name or run.resolve().name,
                 dir=str(run),
-                id=known.read_text().strip() if from_step and known.is_file() else None,
-                resume="allow",
+                id=known.read_text().strip() if resumed else None,
+                resume="allow" if resumed and not config.offline else None,
                 mode="offline" if config.offline else None,
                 config=dict(described),
                 settings=self._package.Settings(console="off", silent=config.offline),
