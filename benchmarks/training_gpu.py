@@ -56,7 +56,7 @@ def main() -> None:
     )
     if options["device"].startswith("cuda") and not torch.cuda.is_available():
         print(
-            f"{describe_machine('cpu')}\n\nNothing was measured: torch finds no CUDA device.\nTo try the script out: "
+            f"{describe_machine('cpu')}\n\nNothing was measured: torch finds no CUDA device.\nTo try the script out:"
         )
         print("python benchmarks/training_gpu.py device=cpu size=tiny batches=1,2")
         return
