@@ -1,5 +1,6 @@
 """Recomputing changes no bit, and really keeps less."""
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -96,6 +97,18 @@ def kept_bytes(mode: Recompute) -> int:
 
 def test_full_recomputing_keeps_the_least() -> None:
     assert kept_bytes("full") < 0.5 * kept_bytes("none")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_keys_of_a_layer_that_nobody_keeps_are_gone_when_it_is_done(kept: bool) -> None:
+    stack, found = trained_stack("full"), []
+    for layer in stack.layers:
+        layer.register_forward_hook(lambda _, __, output: found.append(weakref.ref(output[1][0])))
+    blocks, layout, positions = small_tokens()
+    turn = rotation(positions, GEOMETRY.head_dim, GEOMETRY.rope)
+    run = stack(by_expert(blocks), turn, build_attn_mask(layout), outputs=ALL, keep_cache=kept)
+    assert run[0]["action"].requires_grad
+    assert [key() is not None for key in found] == [kept] * len(stack.layers)
 
 
 @pytest.mark.parametrize("mode", MODES[1:])

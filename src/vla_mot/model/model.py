@@ -153,7 +153,7 @@ class VlaMotModel(nn.Module):
         tokens.append(
             "action", self._action_tokens(x, noise_level), layout, self._action_positions(last, draws)
         )
-        states, _ = self._run(tokens, tokens.layout, outputs=("generation", "action"))
+        states, _ = self._run(tokens, tokens.layout, outputs=("generation", "action"), keep_cache=False)
         outputs = states["action"][:, 1:].unflatten(1, (draws, self.config.chunk_size))
         return self.action.predict(outputs), self.generation.predict(states["generation"])
 
@@ -293,13 +293,20 @@ class VlaMotModel(nn.Module):
         *,
         outputs: Collection[str],
         kv_cache: KVCache | None = None,
+        keep_cache: bool = True,
     ) -> tuple[dict[str, Tensor], KVCache]:
         """The stack over `tokens`; `layout` is theirs, behind the cached ones'."""
         where, geometry = tokens.where, self.understanding.geometry
         turn = rotation(where, geometry.head_dim, geometry.rope)
         mask = build_attn_mask(layout, num_queries=where.shape[2])
         return self.stack(
-            tokens.hidden, turn, mask, outputs=outputs, kv_cache=kv_cache, injected=tokens.injected
+            tokens.hidden,
+            turn,
+            mask,
+            outputs=outputs,
+            kv_cache=kv_cache,
+            injected=tokens.injected,
+            keep_cache=keep_cache,
         )
 
 

@@ -22,6 +22,8 @@ from vla_mot.nn.rope import Rotation, rotate
 _INSULATED = "action"
 """The expert, last in block order, whose loss may be kept from the others' weights."""
 
+_MOST_PROGRAMS = 64
+
 
 @dataclass(frozen=True)
 class KVCache:
@@ -151,6 +153,10 @@ class JointTransformer(nn.Module):
 
         Weights keep their names. Hooks on a layer stay outside of what is compiled, as sharding needs it.
         """
+        # All layers share one list of programs: training, validation, prefill, denoising; the last layer of each its
+        # own; each for one batch size and for any. Where torch's own limit of 8 ends, so would the run.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, _MOST_PROGRAMS)
         program = torch.compile(_run_layer, fullgraph=True, **options)
         for layer in self.layers:
             cast(JointLayer, layer).program = program
