@@ -31,7 +31,7 @@ test-slow: setup ## the honest but long tests
 # What touches transformers: it changes between versions, and the lock holds only the one that lerobot allows.
 test-newest: setup ## the model's tests on the newest transformers 5.x, in .venv-newest/ without lerobot
 	@bash tools/setup_newest.sh
-	$(ONE_THREAD) .venv-newest/bin/python -m pytest -m "not gpu" tests/backbones tests/model tests/nn tests/goldens $(ARGS)
+	$(ONE_THREAD) .venv-newest/bin/python -m pytest -m "not gpu and not slow" tests/backbones tests/model tests/nn tests/goldens $(ARGS)
 
 lint: setup ## style, formatting and types
 	$(BIN)/ruff check $(SOURCES)
