@@ -143,7 +143,7 @@ def _show_assignment(mixture: Mixture, assignment: Assignment, asked: MixtureCom
         f"assignment  {asked.data.assignment}: {_some(shards, 'shard')} for {_some(workers, 'worker')}; a worker holds "
         f"{_span(map(len, held), 'dataset')}, {_span(frames, 'frame')}"
     )
-    console.print(f"realised    weights differ from those asked for by {off:.2g} of them at most")
+    console.print(f"realised    no weight differs from what was asked for by more than {off:.2g} of it")
 
 
 def _some(count: int, thing: str) -> str:
