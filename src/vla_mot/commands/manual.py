@@ -233,7 +233,11 @@ COMMANDS = (
             ),
             ("data.skip_broken", "0", "episodes or datasets that may be unreadable"),
             ("train.steps", "700000", "optimizer steps; further train.* in conf/train/"),
-            ("dry_run", "false", "true: only say batch, tokens, FLOPs and memory of a step; with ranks=64, say"),
+            (
+                "dry_run",
+                "false",
+                "true: only say batch, tokens, FLOPs and memory of a step; with ranks=64, say",
+            ),
         ),
         examples=(
             "vla-mot pretrain experiment=pretrain_tiny data.root=outputs/three output=outputs/pretrained",
@@ -292,7 +296,11 @@ COMMANDS = (
             ("backbone", "qwen3_vl_tiny", "another understanding expert (conf/backbone/)"),
             ("embodiment", "conveyor", "the robot of the dataset (conf/embodiment/)"),
             ("train.steps", "60000", "optimizer steps; further train.* in conf/train/"),
-            ("dry_run", "false", "true: only say batch, tokens, FLOPs and memory of a step; with ranks=64, say"),
+            (
+                "dry_run",
+                "false",
+                "true: only say batch, tokens, FLOPs and memory of a step; with ranks=64, say",
+            ),
             (
                 "foresight.offset_frames",
                 "6",
