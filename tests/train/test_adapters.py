@@ -5,13 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.model.tiny import FAMILIES, labelled, tiny_batch, tiny_config, tiny_model, tiny_noise
+from tests.train.runs import train_config
 
+from vla_mot.errors import ConfigError
 from vla_mot.model.model import VlaMotModel
 from vla_mot.train.adapters import inject, merged
-from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining
+from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, ParallelConfig
 from vla_mot.train.experts import EXPERTS, expert_of, freeze, groups, trained
 
 pytest.importorskip("peft", reason="needs vla-mot[peft]")
+pytestmark = pytest.mark.filterwarnings("error:Already found a `peft_config`")
 
 LORA = ExpertTraining(adapter=AdapterConfig(rank=3, alpha=5.0))
 DORA = ExpertTraining(adapter=AdapterConfig(kind="dora", rank=2, alpha=4.0), lr_scale=2.0)
@@ -172,3 +175,27 @@ def test_dropout_is_of_the_adapters_input_and_only_in_training() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     model.train()
     assert not torch.equal(outputs(model)[0], outputs(model)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "recompute"), [("both", "none"), ("lora", "selective")])
+def test_adapted_layers_compile_without_graph_breaks(case: str, recompute: str) -> None:
+    torch._dynamo.reset()
+    found = []
+    for compiling in (False, True):
+        model = adapted(CASES[case]).train()
+        model.stack.recompute = recompute
+        if compiling:
+            model.stack.compile_layers(backend="aot_eager")
+        found.append(learned(model))
+    torch._dynamo.reset()
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert (gradient - found[1][name]).norm() < 1e-5 * gradient.norm(), name
+
+
+def test_what_torch_cannot_compile_is_refused_before_anything_starts() -> None:
+    train_config(experts=CASES["lora"], parallel=ParallelConfig(compile=True, recompute="full"))
+    train_config(experts=CASES["dora"], parallel=ParallelConfig(compile=True))
+    with pytest.raises(ConfigError, match=r"recompute=full do not go .* dora \(action\).*kind: lora"):
+        train_config(experts=CASES["both"], parallel=ParallelConfig(compile=True, recompute="full"))

@@ -64,6 +64,7 @@ def _inject(model: nn.Module, layers: list[str], how: AdapterConfig) -> None:
         target_modules="|".join(map(re.escape, layers)),
     )
     inject_adapter_in_model(config, model, _NAME)
+    del model.peft_config  # a note for those who go on with peft; it warns when it finds its own
 
 
 @torch.no_grad()

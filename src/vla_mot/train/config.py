@@ -218,6 +218,18 @@ class TrainConfig:
             at_least(1, {"train.keep_every": self.keep_every})
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}.")
+        self._require_compilable()
+
+    def _require_compilable(self) -> None:
+        """peft's DoRA empties a cache of its own while it runs: torch will not compile that to be run again."""
+        dora = [
+            name for name, how in vars(self.experts).items() if how.adapter and how.adapter.kind == "dora"
+        ]
+        if dora and self.parallel.compile and self.parallel.recompute != "none":
+            raise ConfigError(
+                f"train.parallel.compile=true and recompute={self.parallel.recompute} do not go together with adapters "
+                f"of kind dora ({', '.join(dora)}): leave one of the two out, or set kind: lora."
+            )
 
     def _named(self, *names: str) -> dict[str, float]:
         """Values under the names that a user writes."""
