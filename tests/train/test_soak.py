@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.full_disk import full_disk
-from tests.train.runs import MemoryStream, trainer
+from tests.train.runs import MemoryStream, logged, trainer
 from tests.train.soak import Ending
-from tests.train.test_loop import assert_bitwise_equal, numbers, state_of
+from tests.train.test_loop import assert_bitwise_equal, state_of
 
 from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.train.checkpoint import find_checkpoint
@@ -45,7 +45,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_been_left_alone(tmp
     mine, theirs = (tensors_of(find_checkpoint(run)) for run in (killed, whole))
     assert sum("optimizer" in name for name in theirs) > 50
     assert_bitwise_equal(mine, theirs)
-    assert numbers(killed) == numbers(whole)
+    assert logged(killed) == logged(whole)
     assert not list((killed / "checkpoints").glob(".unfinished-*"))
 
 
@@ -55,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainer(tmp_path_factory.mktemp("finished")).run()
 
 
-@pytest.mark.parametrize("part", [0.0, 0.5, 0.999], ids=["emptied", "halved", "its end lost"])
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0], ids=["emptied", "halved", "its end lost"])
 def test_a_checkpoint_whose_file_was_cut_short_is_refused_by_name(
     finished: Path, tmp_path: Path, part: float
 ) -> None:
@@ -66,11 +66,13 @@ def test_a_checkpoint_whose_file_was_cut_short_is_refused_by_name(
         shutil.copytree(finished, copy)
         damaged = copy / "training_state" / name
         whole = damaged.read_bytes()
-        damaged.write_bytes(whole[: int(part * len(whole))])
+        damaged.write_bytes(whole[: int(part * (len(whole) - 2))])  # more than the newline after JSON
         with pytest.raises(CheckpointError, match=re.escape(name)):
             trainer(tmp_path / "resumed").resume(copy)
 
 
+# TensorBoard writes in a thread, which says so for itself.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("save_async", [False, True], ids=["sync", "async"])
 def test_a_disk_that_fills_up_ends_the_run_which_goes_on_once_there_is_room(
     tmp_path: Path, save_async: bool
@@ -81,6 +83,7 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_once_there_is_room(
 
     def fill_up(step: int, numbers: object) -> None:
         if step == 3:
+            run.checkpoints.finish()  # step 2, which may still be written
             disk.__enter__()
 
     disk = full_disk(4000)
@@ -95,7 +98,7 @@ def test_a_disk_that_fills_up_ends_the_run_which_goes_on_once_there_is_room(
     again.resume(find_checkpoint(tmp_path / "run"))
     again.run()
     assert_bitwise_equal(state_of(again), state_of(whole))
-    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 
 
 SKIP = SafetyConfig(not_finite="skip", skip_steps=1)
@@ -112,7 +115,7 @@ def test_a_broken_batch_is_left_out_and_the_run_goes_on_without_it(
     assert run.progress.skipped == 1
     assert run.progress.step == 6
     assert all(bool(tensor.isfinite().all()) for tensor in state_of(run).values())
-    steps = [record["step"] for record in numbers(tmp_path / "run") if record["kind"] == "skipped"]
+    steps = [record["step"] for record in logged(tmp_path / "run") if record["kind"] == "skipped"]
     assert steps == [4]
 
 
