@@ -54,7 +54,9 @@ def test_the_defaults_of_the_help_are_those_of_the_configuration(command):
     for key, told, _ in command.keys:
         own = reduce(lambda node, part: node.get(part, {}), key.split("."), values)
         default = presets.get(key, own)
-        written = {"None": "null", "???": "required"}.get(str(default), str(default))
+        written = {"None": "null", "???": "required", "False": "false", "True": "true"}.get(
+            str(default), str(default)
+        )
         assert written.startswith(told.removesuffix("…")) if told.endswith("…") else written == told, key
 
 

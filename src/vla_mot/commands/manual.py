@@ -224,6 +224,8 @@ COMMANDS = (
                 "a run's folder: go on with its own configuration; auto: with the run in output, if there is one",
             ),
             ("init_from", "null", "a policy, its run, or a Hub repository: start from its weights"),
+            ("dry_run", "false", "only say what a step would be: batch, tokens, FLOPs, memory per rank"),
+            ("ranks", "null", "how many ranks a dry run is for; null: as many as launched it"),
             ("model", "tiny", "a preset (conf/model/), which chooses backbone and foresight"),
             ("data.workers", "0", "processes that prepare batches"),
             (
@@ -292,6 +294,8 @@ COMMANDS = (
                 "a run's folder: go on with its own configuration; auto: with the run in output, if there is one",
             ),
             ("init_from", "null", "a policy, its run, or a Hub repository: start from its weights"),
+            ("dry_run", "false", "only say what a step would be: batch, tokens, FLOPs, memory per rank"),
+            ("ranks", "null", "how many ranks a dry run is for; null: as many as launched it"),
             ("model", "tiny", "a preset (conf/model/), which chooses backbone and foresight"),
             ("backbone", "qwen3_vl_tiny", "another understanding expert (conf/backbone/)"),
             ("embodiment", "conveyor", "the robot of the dataset (conf/embodiment/)"),
