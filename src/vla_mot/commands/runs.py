@@ -149,7 +149,7 @@ def train(run: Run, world: World, stops: StopRequests) -> Path:
     shards = (facts or {}).get("shards")
     data = world.one_after_main(lambda: mixing.open_data(run.config, shards, world.size))
     mixing.require_same_data(run.folder, facts, data)
-    checkpoint = newest_checkpoint(run.folder) if run.resume else None
+    checkpoint = world.gather(newest_checkpoint(run.folder) if run.resume else None)[0]
     if checkpoint is None:
         training.prepare_weights(model, data, run.config.start, run.init_from)
     elif run.config.data.latents is not None:  # which are those of the tokenizer as it was fitted

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
 Records = Sequence[Mapping[str, Any]]
@@ -65,8 +66,8 @@ def panel_curves(records: Records, panels: Sequence[Panel], columns: int = 2) ->
         return ""
     rows = -(-len(shown) // columns)
     with _style_of_page():
-        figure = Figure(figsize=(_WIDTH, rows * _HEIGHT * (2 / columns) ** 0.5), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
+        size = (_WIDTH, rows * _HEIGHT * (2 / columns) ** 0.5)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08))
         places = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, panel in zip(places, shown, strict=False):
             _draw_panel(axes, records, panel)
@@ -106,9 +107,9 @@ def _draw_panel(axes: Axes, records: Records, panel: Panel) -> None:
     lines = _distinct(records, panel)
     for (steps, values), (label, colour) in lines.items():
         drawn += values
-        mark = {"marker": "o", "markersize": 3} if panel.kind == "validation" else {}
+        marker = "o" if panel.kind == "validation" else ""
         smooth = values if panel.kind == "validation" else _smooth(values)
-        axes.plot(steps, smooth, color=colour, linewidth=1.6, label=label, **mark)
+        axes.plot(steps, smooth, color=colour, linewidth=1.6, label=label, marker=marker, markersize=3)
         if len(lines) == 1:
             _tell_last(axes, steps, smooth, colour, panel.scale)
     axes.set_title(panel.title, loc="left", color=_INK, fontsize=11)

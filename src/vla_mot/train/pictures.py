@@ -115,7 +115,8 @@ def _latents(kept: _Kept) -> dict[str, Tensor]:
 
 
 def _strips(sample: Batch, pictures: dict[str, np.ndarray], origins: Sequence[Origin]) -> list[Strip]:
-    place, cameras = "", ()
+    place = ""
+    cameras: tuple[str | None, ...] = ()
     if sample.origin is not None and origins:
         number, episode, frame = sample.origin[0].tolist()
         place, cameras = (

@@ -65,11 +65,11 @@ class World:
             dist.all_reduce(values, group=self.group)
         return values
 
-    def gather(self, value: object) -> list[object]:
+    def gather[T](self, value: T) -> list[T]:
         """A small picklable value of every rank, in their order, on every rank."""
         if self.size == 1:
             return [value]
-        found: list[object] = [None] * self.size
+        found = [value] * self.size
         dist.all_gather_object(found, value, self.group)
         return found
 
