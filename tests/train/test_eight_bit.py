@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.runs import train_config
+from tests.train.runs import MemoryStream, saved_state, train_config, trainer
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from vla_mot.errors import ConfigError
 from vla_mot.hub.tensors import write_tensors
+from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.eight_bit import make, packed, unpacked
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs vla-mot[8bit]")
@@ -74,6 +75,23 @@ def test_saved_and_loaded_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
     train(cut, second, range(3, 6))
     for one, two in zip(whole, cut, strict=True):
         assert torch.equal(one, two)
+
+
+@needs_bitsandbytes
+def test_a_run_resumes_bit_by_bit(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", optimizer="adamw8bit")
+    whole.run()
+    first = trainer(tmp_path / "parts", optimizer="adamw8bit")
+    batches = MemoryStream().batches(0, 4)
+    first.stream.batches = lambda start, stop, prefetch: batches
+    first.run()
+    second = trainer(tmp_path / "parts", optimizer="adamw8bit")
+    second.resume(find_checkpoint(tmp_path / "parts"))
+    assert second.progress.step == 4
+    second.run()
+    mine, theirs = (saved_state(find_checkpoint(tmp_path / name)) for name in ("parts", "whole"))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert any(tensor.dtype == torch.uint8 for name, tensor in mine.items() if name.startswith("optimizer."))
 
 
 def test_the_state_of_torch_s_adamw_passes_through() -> None:
