@@ -100,6 +100,7 @@ def test_once_warm_no_step_validation_or_sampling_compiles_again() -> None:
     assert counter.frame_count == programs
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sampling_from_a_cached_prefix_compiles() -> None:
     batch = tiny_batch()
@@ -165,6 +166,7 @@ def test_hooks_of_a_layer_run_outside_of_its_program() -> None:
     assert ran == [False] * 2 * len(model.stack.layers)
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_compiled_model_runs_its_own_weights() -> None:
     model, batch = tiny_model().train(), labelled(tiny_batch())
     compiled(model)
