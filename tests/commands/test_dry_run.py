@@ -82,3 +82,11 @@ def test_shards_divide_what_stays(capsys) -> None:
     for name in ("parameters", "optimizer", "average"):
         assert four[name] == pytest.approx(one[name] / 4, rel=0.15)
         assert pairs[name] == pytest.approx(one[name] / 2, rel=0.15)
+
+
+def test_the_command_opens_and_leaves_nothing(vla_mot, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = vla_mot("pretrain", "experiment=pretrain_tiny", "dry_run=true", "ranks=2", "output=run")
+    assert said.code == 0, said.err
+    assert "32 samples per step = 2 ranks × 16 samples × 1 pass" in said.out
+    assert not list(tmp_path.iterdir())

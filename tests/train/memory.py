@@ -5,6 +5,7 @@
 does so on one of two ranks, once for every one of `SHARED`.
 """
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -29,7 +30,9 @@ from vla_mot.train.world import World, join, local
 SHARED: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": ParallelConfig("ddp")},
     "fsdp": {"parallel": ParallelConfig("fsdp"), "ema_decay": 0.9},
-    "fsdp in passes": {"parallel": ParallelConfig("fsdp", micro_batch=1, recompute="full")},
+    "ddp in passes": {"parallel": ParallelConfig("ddp", micro_batch=1, recompute="full")},
+    "fsdp, recomputed": {"parallel": ParallelConfig("fsdp", recompute="full")},
+    "fsdp in passes": {"parallel": ParallelConfig("fsdp", micro_batch=1)},
 }
 
 
@@ -69,14 +72,20 @@ def steps(
 
 def most_allocated(act: Callable[[], Any], trace: Path) -> tuple[int, Any]:
     """The most bytes that the allocator had handed out at one time, and what `act` returned."""
+    gc.collect()  # what earlier steps left in cycles
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = act()
     profile.export_chrome_trace(str(trace))
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    held: dict[int, int] = {}
     now = most = 0
-    for event in sorted(events, key=lambda event: event["ts"]):
-        now += event["args"]["Bytes"]
+    for told in (event["args"] for event in sorted(events, key=lambda event: event["ts"])):
+        if told["Bytes"] > 0:
+            held[told["Addr"]] = told["Bytes"]
+            now += told["Bytes"]
+        else:
+            now -= held.pop(told["Addr"], 0)  # or it was there before
         most = max(most, now)
     return most, result
 

@@ -94,10 +94,11 @@ def test_what_is_planned_for_cuda_is_recomputed_there_as_well() -> None:
 
 
 def test_ranks_that_do_not_divide_into_copies_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"4 ranks do not divide .* shard_ranks=3"):
+    with pytest.raises(ConfigError, match=r"4 ranks do not divide .*shard_ranks=3"):
         estimated(tiny_config(), train_of(parallel=ParallelConfig("fsdp", shard_ranks=3)), ranks=4)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_the_estimate_is_what_one_of_two_ranks_measures(tmp_path: Path) -> None:
     with socket.socket() as free:
@@ -113,11 +114,13 @@ def test_the_estimate_is_what_one_of_two_ranks_measures(tmp_path: Path) -> None:
     ]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     found = json.loads((tmp_path / "found.json").read_text())
+    peaks = {}
     for name, (measured, stays) in found.items():
         memory = estimated(mid_config(), train_of(**SHARED[name]), ranks=2)
-        del stays["gradients"]  # of shards, after the last pass; a rank holds more of them before
+        del stays["gradients"]  # after the last pass; a rank holds more of them before
         assert {key: getattr(memory, key) for key in stays} == stays, name
-        assert memory.peak == close(measured), name
+        peaks[name] = memory.peak / measured
+    assert peaks == dict.fromkeys(peaks, close(1.0))
 
 
 @pytest.mark.gpu

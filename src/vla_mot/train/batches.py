@@ -54,8 +54,9 @@ class Batches:
         return self.micro_batch * self.accumulate
 
     def __str__(self) -> str:
+        samples = f"{self.micro_batch} sample{'s' if self.micro_batch > 1 else ''}"
         passes = f"{self.accumulate} pass{'es' if self.accumulate > 1 else ''}"
-        return f"{_ranks(self.ranks)} × {self.micro_batch} samples × {passes}"
+        return f"{_ranks(self.ranks)} × {samples} × {passes}"
 
 
 def _require_same(batch_size: int, ranks: int, micro_batch: int, accumulate: int) -> None:

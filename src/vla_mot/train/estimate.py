@@ -28,9 +28,9 @@ _MUON_STEP = (
 class Memory:
     """Bytes on one rank, the fullest.
 
-    parameters: weights and buffers. gradients: of all trained weights. optimizer: its state. average: averaged weights.
-    activations: what a pass keeps and uses meanwhile, the batch included. gathered: other ranks' shards of weights, and
-    gradients on their way to them, while layers compute.
+    parameters: weights and buffers. gradients: of all trained weights, twice where they are added up beside those that
+    travel. optimizer: its state. average: averaged weights. activations: what a pass keeps and uses meanwhile, with the
+    batch. gathered: other ranks' shards of weights, and gradients on their way to them, while layers compute.
     peak: the most at one time: less than the sum where gradients come as activations go.
     """
 
@@ -52,19 +52,20 @@ def estimate(
     """
     shards = _shards(train, batches.ranks)
     trained = [p for p in model.parameters() if p.requires_grad]
-    # Ranks that hold whole copies add up gradients in buffers that stay; several passes add them up in place.
-    stays = batches.accumulate > 1 or (batches.ranks > 1 and train.parallel.strategy == "ddp")
+    # DDP keeps gradients in buckets, from which they travel; several passes add them up first, beside the buckets.
+    copies, passes = batches.ranks > 1 and train.parallel.strategy == "ddp", batches.accumulate > 1
+    stays = copies or passes
     parameters = _bytes(model.parameters(), model, shards) + sum(b.nbytes for b in model.buffers())
     gradients = _bytes(trained, model, 1 if stays else shards)
+    buckets = gradients if copies and passes else 0
     optimizer = _optimizer(model, trained, train.optimizer, shards)
     average = _bytes(model.state_dict(keep_vars=True).values(), model, shards) if train.ema_decay else 0
     update = _MUON_STEP * max((p.numel() for p in _matrices(model)), default=0)
     live = rehearse(model, train, batches, latents, holds_gradients=stays, shards=shards)
     step = gradients + (update if train.optimizer == "muon" else 0)
-    peak = parameters + optimizer + average + max(live.peak.total(), step)
-    return Memory(
-        parameters, gradients, optimizer, average, live.most[ACTIVATIONS], live.most[GATHERED], peak
-    )
+    peak = parameters + optimizer + average + buckets + max(live.peak.total(), step)
+    made = live.most[ACTIVATIONS], live.most[GATHERED]
+    return Memory(parameters, gradients + buckets, optimizer, average, *made, peak)
 
 
 def _shards(train: TrainConfig, ranks: int) -> int:

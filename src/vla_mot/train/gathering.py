@@ -1,7 +1,8 @@
 """What a rank holds of the others' shards while layers compute (FSDP2), told to `LiveBytes` as a rehearsal goes.
 
-A part of the model is whole from its forward pass until it ends, and again in the backward pass until the last of its
-gradients is there; these are whole until then, and once more on their way to the ranks that keep them. What belongs to
+A part of the model is whole from its forward pass until it ends, beside the buffer that it arrived in, and again in the
+backward pass until the last of its gradients is there, beside the part that arrives for the next turn. These gradients
+are whole until then, and once more on their way to the ranks that keep them, until the next part's are. What belongs to
 no part is whole all the while.
 """
 
@@ -14,6 +15,7 @@ from vla_mot.model.model import VlaMotModel
 from vla_mot.train.live_bytes import LiveBytes
 
 GRADIENTS, GATHERED = "gradients", "gathered"
+_FORWARD, _BACKWARD = 2, 3  # times its bytes: a part and its buffer; these and what is fetched ahead
 
 
 class Gathering:
@@ -22,11 +24,12 @@ class Gathering:
     def __init__(self, model: VlaMotModel, live: LiveBytes, shards: int) -> None:
         self.live, self.shards = live, shards
         self._part_of: dict[Tensor, _Part] = {}
+        self._on_their_way = 0
         for module in parts(model):
             part = _Part(module.parameters())
             self._part_of |= dict.fromkeys(part.weights, part)
-            module.register_forward_pre_hook(self._adds(part.bytes))
-            module.register_forward_hook(self._adds(-part.bytes))
+            module.register_forward_pre_hook(self._adds(_FORWARD * part.bytes))
+            module.register_forward_hook(self._adds(-_FORWARD * part.bytes))
         alone = set(self._part_of) | set(model.tokenizer.parameters())
         live.add(sum(w.nbytes for w in model.parameters() if w not in alone), GATHERED)
 
@@ -45,16 +48,17 @@ class Gathering:
             return
         if not part.waiting:
             part.waiting = {w for w in part.weights if w.requires_grad}
-            self.live.add(part.bytes, GATHERED)
+            self.live.add(_BACKWARD * part.bytes, GATHERED)
         part.waiting.remove(weight)
         if not part.waiting:
             self._send(part)
 
     def _send(self, part: "_Part") -> None:
         gradients = [w.grad for w in part.weights if w.grad is not None]
-        on_their_way = sum(gradient.nbytes for gradient in gradients)
-        self.live.add(on_their_way, GATHERED)
-        self.live.add(-on_their_way - part.bytes, GATHERED)
+        self.live.add(-self._on_their_way, GATHERED)
+        self._on_their_way = sum(gradient.nbytes for gradient in gradients)
+        self.live.add(self._on_their_way, GATHERED)
+        self.live.add(-_BACKWARD * part.bytes, GATHERED)
         for gradient in gradients:
             self.live.settle(gradient, GRADIENTS, self.shards)
 
