@@ -22,7 +22,7 @@ from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
 from vla_mot.train.loop import Trainer
 from vla_mot.train.stopping import StopRequests, is_preemption
 from vla_mot.train.watch import STUCK_FOLDER
-from vla_mot.train.world import World, join, launched_ranks
+from vla_mot.train.world import World, join, launched_rank, launched_ranks
 from vla_mot.version import __version__
 
 FACTS = "run.json"
@@ -72,6 +72,7 @@ def run(command: str, config: dict[str, Any], overrides: list[str]) -> None:
     show_library_log()
     planned = fit(int | None, "ranks", config.get("ranks"))
     if fit(bool, "dry_run", config.get("dry_run", False)):
+        console.quiet = launched_rank() > 0
         return dry_run.show(config, planned or launched_ranks())
     if planned is not None:
         raise ConfigError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vla_mot.model.model import VlaMotModel
 from vla_mot.train.live_bytes import LiveBytes
+from vla_mot.train.parallel import sharded_parts
 
 GRADIENTS, GATHERED = "gradients", "gathered"
 _FORWARD, _BACKWARD = 2, 3  # times its bytes: a part and its buffer; these and what is fetched ahead
@@ -25,7 +26,7 @@ class Gathering:
         self.live, self.shards = live, shards
         self._part_of: dict[Tensor, _Part] = {}
         self._on_their_way = 0
-        for module in parts(model):
+        for module in sharded_parts(model):
             part = _Part(module.parameters())
             self._part_of |= dict.fromkeys(part.weights, part)
             module.register_forward_pre_hook(self._adds(_FORWARD * part.bytes))
@@ -70,9 +71,3 @@ class _Part:
         self.weights = list(weights)
         self.bytes = sum(w.nbytes for w in self.weights)
         self.waiting: set[Tensor] = set()
-
-
-def parts(model: VlaMotModel) -> list[nn.Module]:
-    """What `train.parallel` shards one by one."""
-    understanding = [part for part in model.understanding.children() if any(True for _ in part.parameters())]
-    return [*understanding, *model.stack.layers]

@@ -26,15 +26,29 @@ def prepare(model: VlaMotModel, config: TrainConfig, world: World) -> nn.Module:
 
     Raises ConfigError when nothing would train, or when the ranks cannot be divided as asked.
     """
-    freeze(model, config.experts)
-    inject(model, config.experts, config.seed)
-    model.stack.recompute, model.stack.insulate = config.parallel.recompute, config.insulate
+    arrange(model, config)
     if config.parallel.compile:
         model.stack.compile_layers()
     if world.size > 1 and config.parallel.strategy == "fsdp":
         return _sharded(model, config.parallel, world)
     model.to(world.device)
     return _replicated(model) if world.size > 1 else model
+
+
+def arrange(model: VlaMotModel, config: TrainConfig) -> None:
+    """What trains and what is recomputed, in place, wherever and by however many the model is trained.
+
+    Raises ConfigError when nothing would train.
+    """
+    freeze(model, config.experts)
+    inject(model, config.experts, config.seed)
+    model.stack.recompute, model.stack.insulate = config.parallel.recompute, config.insulate
+
+
+def sharded_parts(model: VlaMotModel) -> list[nn.Module]:
+    """What is gathered by itself when its turn comes; the rest of the model is gathered throughout."""
+    seeing = [part for part in model.understanding.children() if any(True for _ in part.parameters())]
+    return [*seeing, *model.stack.layers]
 
 
 def _replicated(model: VlaMotModel) -> nn.Module:
@@ -44,8 +58,7 @@ def _replicated(model: VlaMotModel) -> nn.Module:
 def _sharded(model: VlaMotModel, config: ParallelConfig, world: World) -> nn.Module:
     """Shards from the leaves to the root, so that each part is gathered when its turn comes, and no sooner."""
     mesh = shard_mesh(world, config.shard_ranks)
-    parts = [part for part in model.understanding.children() if any(True for _ in part.parameters())]
-    for part in (*parts, *model.stack.layers):
+    for part in sharded_parts(model):
         fully_shard(part, mesh=mesh)
     model.tokenizer.to(world.device)  # small, frozen and needed by every pass: whole on every rank
     fully_shard(model, mesh=mesh, ignored_params=set(model.tokenizer.parameters()))

@@ -9,9 +9,8 @@ from torch import Tensor
 from vla_mot.batch import Batch, Observation
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
-from vla_mot.train.adapters import inject
 from vla_mot.train.config import TrainConfig
-from vla_mot.train.experts import freeze
+from vla_mot.train.parallel import arrange
 
 
 def planned_model(config: ModelConfig, train: TrainConfig) -> VlaMotModel:
@@ -23,9 +22,7 @@ def planned_model(config: ModelConfig, train: TrainConfig) -> VlaMotModel:
 
 def arranged(model: VlaMotModel, train: TrainConfig) -> VlaMotModel:
     """A model of which as much trains, and is recomputed, as `train` says; in place."""
-    freeze(model, train.experts)
-    inject(model, train.experts, train.seed)
-    model.stack.recompute, model.stack.insulate = train.parallel.recompute, train.insulate
+    arrange(model, train)
     return model.train()
 
 

@@ -96,6 +96,11 @@ def launched_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_rank() -> int:
+    """Which of them this process is."""
+    return int(os.environ.get("RANK", "0"))
+
+
 @contextmanager
 def join(device: str, patience: float | None) -> Iterator[World]:
     """Meet the ranks that were launched together, and part at the end.
