@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_posttrain import assert_same_weights, numbers
+from tests.commands.test_posttrain import assert_same_weights
+from tests.train.runs import logged
 from vla_mot.train.log import read_log
 
 SETTINGS = ("train.save_every=1000", "train.val_every=1000", "train.schedule=constant", "data.workers=1")
@@ -41,7 +42,7 @@ def test_pre_emption_saves_the_step_exits_with_75_and_the_run_goes_on_bitwise(vl
     assert vla_mot("posttrain", f"resume={run}", f"train.steps={kept + 2}").code == 0
     assert vla_mot(*training, *SETTINGS, f"output={whole}", f"train.steps={kept + 2}").code == 0
     assert_same_weights(run, whole)
-    assert numbers(run) == numbers(whole)
+    assert logged(run) == logged(whole)
 
 
 def await_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
