@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.interrupting import interrupt_when, vla_mot_process
-from tests.train.runs import saved_state
+from tests.train.runs import logged, saved_state
 from vla_mot.infer.policy import Policy
 from vla_mot.train.log import read_log
 
@@ -23,11 +23,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     mine, theirs = weights(one), weights(other)
     assert mine.keys() == theirs.keys()
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
-
-
-def numbers(run: Path) -> list[dict]:
-    clocks = ("seconds", "samples_per_second")
-    return [{key: value for key, value in record.items() if key not in clocks} for record in read_log(run)]
 
 
 def test_a_run_leaves_what_is_needed(trained, dataset):
@@ -60,7 +55,7 @@ def test_a_longer_resumed_run_equals_an_uninterrupted_one(vla_mot, training, tra
     assert "resumed at step 3" in said.out
     assert vla_mot(*training, constant, f"output={whole}", "train.steps=6").code == 0
     assert_same_weights(first, whole)
-    extra = [record for record in numbers(first) if record not in numbers(whole)]
+    extra = [record for record in logged(first) if record not in logged(whole)]
     assert {(record["kind"], record["step"]) for record in extra} == {("validation", 3)}
 
 
@@ -133,7 +128,7 @@ def test_a_resumed_run_no_longer_needs_what_it_began_with(vla_mot, training, tra
 
 
 def test_an_interrupt_at_any_moment_says_what_is_kept(vla_mot, training, trained, tmp_path, monkeypatch):
-    def interrupted(config, shards):
+    def interrupted(config, shards, ranks):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vla_mot.commands.mixing.open_data", interrupted)
