@@ -1,7 +1,9 @@
 """What asks a trainer to stop is sent to all processes of its job, and its data workers go on."""
 
+import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +12,16 @@ from tests.data.test_loader import alive, children, take, wait_until
 from tests.data.test_stream import same
 
 
+def mixture(folder: Path) -> Mixed:
+    for name in ROBOTS:
+        record(folder / "datasets", name)
+    return Mixed(folder / "datasets", folder / "frames")
+
+
 @pytest.mark.multiprocess
 def test_what_asks_a_trainer_to_stop_does_not_end_its_workers(tmp_path):
     """Launchers and schedulers send it to all processes; the trainer still has a step to end."""
-    for name in ROBOTS:
-        record(tmp_path / "datasets", name)
-    mixed = Mixed(tmp_path / "datasets", tmp_path / "frames")
+    mixed = mixture(tmp_path)
     loader = mixed.loader(workers=2)
     here = take(mixed.loader(), 0, 12)
     batches = loader.batches(0, 12)
@@ -28,6 +34,27 @@ def test_what_asks_a_trainer_to_stop_does_not_end_its_workers(tmp_path):
     there += batches
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
     assert wait_until(lambda: not any(alive(pid) for pid in workers), seconds=10)
+
+
+@pytest.mark.multiprocess
+def test_a_trainer_that_ends_in_the_midst_takes_its_workers_along(tmp_path):
+    """Its batches stay open, as they do in the traceback of what ended it."""
+    trainer = multiprocessing.get_context("spawn").Process(
+        target=_fail, args=(mixture(tmp_path).loader(workers=1),)
+    )
+    trainer.start()
+    trainer.join(timeout=60)
+    assert trainer.exitcode == 1
+    assert wait_until(lambda: not children(trainer.pid), seconds=10)
+
+
+def _fail(loader) -> None:
+    opened.append(loader.batches(0))
+    next(opened[0])
+    raise SystemExit(1)
+
+
+opened = []
 
 
 def fork_servers() -> list[int]:

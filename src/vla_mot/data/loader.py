@@ -12,9 +12,10 @@ import queue
 import signal
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.util import Finalize
 from typing import Any, cast
 
 from torch import Tensor
@@ -124,13 +125,20 @@ class Loader:
         others = set(multiprocessing.active_children())
         arriving = iter(loader)
         workers = set(multiprocessing.active_children()) - others
+        # At exit multiprocessing sends its children SIGTERM, to which these are deaf, and waits for them; before that
+        # it does this.
+        end_workers = Finalize(None, _kill, (workers,), exitpriority=0)
         try:
             yield from _received(arriving)
         finally:
             del arriving  # torch asks the workers to end, and waits some seconds
-            for worker in workers:
-                if worker.is_alive():  # stuck, and deaf to the SIGTERM with which torch ended it
-                    worker.kill()
+            end_workers()  # those that are stuck
+
+
+def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _received(arriving: Iterator[Part | Exception]) -> Iterator[Part]:
