@@ -37,6 +37,7 @@ def test_what_asks_a_trainer_to_stop_does_not_end_its_workers(tmp_path):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_a_trainer_that_ends_in_the_midst_takes_its_workers_along(tmp_path):
     """Its batches stay open, as they do in the traceback of what ended it."""
     trainer = multiprocessing.get_context("spawn").Process(

@@ -54,6 +54,7 @@ def train_config(**changes: Any) -> TrainConfig:
         log_every=1,
         val_every=3,
         save_every=2,
+        val_pictures=0,
     )
     return replace(quick, **changes)
 

@@ -1,6 +1,7 @@
 """Who hears of a run, and what is forgotten when it goes on from a checkpoint."""
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_tensorboard_has_every_number_and_picture_once_after_a_resume(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write(tmp_path, range(1, 5))
+    time.sleep(1.1)  # TensorBoard orders its files by the second of their making
     write(tmp_path, range(3, 6), from_step=2)
     seen = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
     seen.Reload()

@@ -50,6 +50,7 @@ def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path, optimizer:
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_process_resumes_bitwise(tmp_path: Path) -> None:
     """A real process, killed with SIGKILL after its second checkpoint, at a moment of the machine's choosing."""
     script = (

@@ -17,7 +17,7 @@ from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.world import World
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 Found = dict[str, Any]
 CLOSE = {"adamw": {"rtol": 1e-3, "atol": 2e-4}, "muon": {"rtol": 1e-3, "atol": 2e-3}}
 """Of weights after ten steps at 3e-3. Muon orthogonalises in bfloat16, which rounds sharded matrices otherwise."""
@@ -128,7 +128,6 @@ def test_the_policy_beside_the_state_is_whole(together: Path, name: str) -> None
     assert shards == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("two copies of two shards", 4), ("compiled shards", 2)])
 def test_hybrid_and_compiled_ranks_equal_one(
     alone: dict[str, tuple[Path, Found]], tmp_path: Path, name: str, size: int

@@ -60,7 +60,7 @@ class RunLog:
         folder = self._run / PICTURES
         folder.mkdir(exist_ok=True)
         path, beside = folder / f"{step:06d}.png", folder / f".{step:06d}.png"
-        Image.fromarray(picture).save(beside, format="PNG", optimize=True)
+        Image.fromarray(picture).save(beside, format="PNG")
         os.replace(beside, path)
         for writer in self._writers:
             writer.picture(step, picture)
