@@ -14,6 +14,9 @@ SMALL = (
     "train.val_every=4",
     "train.save_every=2",
     "train.val_samples=8",
+    "train.val_open_loop=2",
+    "train.val_pictures=1",
+    "train.log.utilisation=false",
     "train.action_draws=2",
 )
 

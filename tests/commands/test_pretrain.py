@@ -26,6 +26,8 @@ SMALL = (
     "train.val_every=3",
     "train.save_every=3",
     "train.val_samples=8",
+    "train.val_open_loop=2",
+    "train.val_pictures=1",
     "train.action_draws=1",
 )
 

@@ -38,6 +38,7 @@ CHANGEABLE = (
     "train.log.project",
     "train.log.name",
     "train.log.offline",
+    "train.log.utilisation",
     "data.root",
     "data.embodiments",
     "data.statistics",

@@ -79,8 +79,6 @@ def make_trainer(
     loader = data.loader(config, model.understanding.tokenize, world)
     validation = data.validation_batches(config, model.understanding.tokenize)
     described = portable(plain) | {"mixture": data.mixture.manifest()}
-    latents = config.data.latents
-    cost = cost_of(config.model, config.train, None if latents is None else getattr(torch, latents))
     return Trainer(
         model,
         data.spec,
@@ -91,8 +89,15 @@ def make_trainer(
         described,
         world,
         origins=data.origins,
-        work=Work(cost.flops, matmul_ceiling(world.device, config.train.parallel.precision)),
+        work=_work(config, world) if config.train.log.utilisation else None,
     )
+
+
+def _work(config: TrainingConfig, world: World) -> Work:
+    """What a sample costs, and what this rank's device reaches."""
+    latents = config.data.latents
+    cost = cost_of(config.model, config.train, None if latents is None else getattr(torch, latents))
+    return Work(cost.flops, matmul_ceiling(world.device, config.train.parallel.precision))
 
 
 def portable(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,12 +130,14 @@ class LogConfig:
     writers: any of `tensorboard`, `wandb` and `trackio`; the last two are the extra `tracking`.
     project, name: of the last two; without a name the run's folder has it.
     offline: wandb writes into the run's folder only, to be sent later by `wandb sync`. Trackio always stays here.
+    utilisation: count a sample's FLOPs and time a product of matrices when the run starts, which takes some seconds.
     """
 
     writers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     project: str = "vla_mot"
     name: str | None = None
     offline: bool = False
+    utilisation: bool = True
 
     def __post_init__(self) -> None:
         twice = [name for place, name in enumerate(self.writers) if name in self.writers[:place]]
