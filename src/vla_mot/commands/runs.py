@@ -73,6 +73,10 @@ def run(command: str, config: dict[str, Any], overrides: list[str]) -> None:
     planned = fit(int | None, "ranks", config.get("ranks"))
     if fit(bool, "dry_run", config.get("dry_run", False)):
         console.quiet = launched_rank() > 0
+        if continues(config) is not None:
+            raise ConfigError(
+                "dry_run=true plans a run that begins: leave resume out, and give the run's own words."
+            )
         return dry_run.show(config, planned or launched_ranks())
     if planned is not None:
         raise ConfigError(

@@ -48,7 +48,7 @@ class Loader:
         self._own = SampleStream(config) if workers == 0 else None
         for worker in range(workers):
             config.places(0, worker, workers)
-        if workers > (cores := len(os.sched_getaffinity(0))):
+        if workers > (cores := _cores()):
             log.warning(
                 "data.workers=%d are more than the cores that this process may use (%d); fewer are often faster.",
                 workers,
@@ -133,6 +133,13 @@ class Loader:
         finally:
             del arriving  # torch asks the workers to end, and waits some seconds
             end_workers()  # those that are stuck
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:

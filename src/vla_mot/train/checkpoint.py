@@ -29,6 +29,7 @@ from vla_mot.hub.spec import PolicySpec
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.model.model import VlaMotModel
+from vla_mot.options import section
 from vla_mot.train.adapters import merged
 from vla_mot.train.average import AveragedWeights
 from vla_mot.train.config import TrainConfig
@@ -224,7 +225,7 @@ def load_checkpoint(
     told = read_json(state / PROGRESS_FILE)
     try:
         updates = int(told.pop("average_updates"))
-        progress = Progress(**told)
+        progress = section(Progress, "progress", told)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{state / PROGRESS_FILE} is damaged: {error!r}.") from error
     read_state(state, model, average, optimizers, world)

@@ -64,6 +64,8 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         at_least(1, {"adapter.rank": self.rank})
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError(f"adapter.alpha must be positive, got {self.alpha}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"adapter.dropout must lie in [0, 1), got {self.dropout}.")
 

@@ -280,7 +280,10 @@ class Trainer:
     def _require_good(self) -> None:
         """Raise unless both sets of weights are finite and still make sense of the newest batch."""
         step, learned = self.progress.step - 1, self._learned
-        for kind, state in (("weights", self.model.state_dict()), ("averaged weights", self.average.state)):
+        held = {"weights": self.model.state_dict()}
+        if self.average.decay:
+            held["averaged weights"] = self.average.state
+        for kind, state in held.items():
             if not (bad := damaged(state, self.world)):
                 continue
             if learned is None:

@@ -93,12 +93,20 @@ class World:
 
 def launched_ranks() -> int:
     """How many ranks were launched together with this process."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _told("WORLD_SIZE", 1)
 
 
 def launched_rank() -> int:
     """Which of them this process is."""
-    return int(os.environ.get("RANK", "0"))
+    return _told("RANK", 0)
+
+
+def _told(name: str, alone: int) -> int:
+    """A number that the launcher tells. Raises ConfigError when it is none."""
+    text = os.environ.get(name, str(alone))
+    if not text.isdecimal():
+        raise ConfigError(f"the variable {name} must hold a whole number, got {text!r}; torchrun sets it.")
+    return int(text)
 
 
 @contextmanager
@@ -119,7 +127,7 @@ def join(device: str, patience: float | None) -> Iterator[World]:
             f"WORLD_SIZE={size} says that several ranks were launched, but {', '.join(missing)} is not "
             "set; start them with torchrun, see docs/cluster.md."
         )
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local_rank = launched_rank(), _told("LOCAL_RANK", 0)
     world = World(rank, size, local_rank, _device_of(device, local_rank))
     backend = "gloo" if world.device == "cpu" else "cpu:gloo,cuda:nccl"
     timeout = None if patience is None else timedelta(seconds=patience)
