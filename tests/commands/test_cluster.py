@@ -7,14 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.fake_slurm import FakeSlurm
+from tests.waiting import steps_done, wait_for
 from vla_mot.train.log import read_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
@@ -96,18 +96,6 @@ def page(repository, shared) -> Page:
     page.run("\n".join(line for line in preparing.splitlines() if line not in recording))
     assert (shared / "stats.json").is_file()
     return page
-
-
-def steps_done(run: Path) -> int:
-    return len([record for record in read_log(run) if record["kind"] == "train"])
-
-
-def wait_for(ready: Callable[[], object], running: subprocess.Popen[str], limit: float = 300) -> None:
-    """limit: in seconds."""
-    deadline = time.monotonic() + limit
-    while not ready():
-        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[0]
-        time.sleep(0.05)
 
 
 def newest(run: Path) -> str:

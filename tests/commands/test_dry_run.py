@@ -90,3 +90,9 @@ def test_the_command_opens_and_leaves_nothing(vla_mot, tmp_path: Path, monkeypat
     assert said.code == 0, said.err
     assert "32 samples per step = 2 ranks × 16 samples × 1 pass" in said.out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_continued_is_not_planned(vla_mot, tmp_path: Path) -> None:
+    said = vla_mot("posttrain", "dry_run=true", f"resume={tmp_path}")
+    assert said.code == 2
+    assert "plans a run that begins: leave resume out" in said.err

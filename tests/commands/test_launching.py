@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from safetensors.torch import load_file
 
 from tests.data.test_loader import children
 from tests.fake_slurm import FakeSlurm
+from tests.waiting import steps_done, wait_for
 from vla_mot.commands import launching
 from vla_mot.conf_dir import conf_dir
-from vla_mot.train.log import read_log
 
 SLURM = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob("slurm*.yaml"))
 
@@ -86,18 +85,6 @@ def process(*words: str | Path, path: str | None = None) -> Iterator[subprocess.
             yield running
         finally:
             running.kill()
-
-
-def steps_done(run: Path) -> int:
-    return len([record for record in read_log(run) if record["kind"] == "train"])
-
-
-def wait_for(ready: Callable[[], object], running: subprocess.Popen[str], limit: float = 240) -> None:
-    """limit: in seconds."""
-    deadline = time.monotonic() + limit
-    while not ready():
-        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[0]
-        time.sleep(0.05)
 
 
 def weights(run: Path) -> dict:

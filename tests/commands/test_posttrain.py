@@ -30,6 +30,7 @@ def test_a_run_leaves_what_is_needed(trained, dataset):
     assert config["data"]["root"] == str(dataset)
     assert config["train"]["steps"] == 4
     assert {record["kind"] for record in read_log(trained)} == {"train", "validation"}
+    assert "machine/utilisation" not in read_log(trained)[0], "train.log.utilisation=false"
     assert list((trained / "tensorboard").iterdir())
     policy = Policy.from_pretrained(trained / "checkpoints" / "last" / "pretrained_model")
     assert policy.robot.embodiment.name == "conveyor"

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 
 from tests.data.test_loader import children
 from tests.train.runs import logged, saved_state
+from tests.waiting import wait_for
 from vla_mot.commands.main import main
 from vla_mot.conf_dir import conf_dir
 from vla_mot.train.log import read_log
@@ -57,6 +57,11 @@ def test_batches_are_made_of_what_was_asked_for(pretrained):
     assert sum(kinds.values()) == 48 and min(kinds.values()) > 0
     assert last["samples/with actions"] == kinds["planar"] + kinds["fingers"]
     assert 0 < last["samples/with foresight"] < 48
+
+
+def test_what_is_reached_of_the_machines_rate_is_told(pretrained):
+    told = [record for record in read_log(pretrained) if record["kind"] == "train"][-1]
+    assert 0 < told["machine/utilisation"] < 1.5
 
 
 def test_the_checkpoint_knows_its_robots_and_its_mixture(pretrained, vla_mot):
@@ -134,14 +139,6 @@ def test_a_killed_data_worker_leaves_a_run_that_goes_on(pretraining, vla_mot, tm
     assert vla_mot("pretrain", f"resume={run}", *goal).code == 0
     steps = [record["step"] for record in read_log(run) if record["kind"] == "train"]
     assert steps == list(range(1, reached + 3))
-
-
-def wait_for(happened, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_cached_latents_train_the_same(pretrained, pretraining, vla_mot, tmp_path):

@@ -4,14 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from tests.commands.test_posttrain import assert_same_weights
 from tests.train.runs import logged
-from vla_mot.train.log import read_log
+from tests.waiting import steps_done, wait_for
 
 SETTINGS = ("train.save_every=1000", "train.val_every=1000", "train.schedule=constant", "data.workers=1")
 
@@ -29,7 +27,7 @@ def test_pre_emption_saves_the_step_exits_with_75_and_the_run_goes_on_bitwise(vl
         start_new_session=True,
     )
     try:
-        await_steps(process, run, 3)
+        wait_for(lambda: steps_done(run) >= 3, process)
         os.killpg(process.pid, signal.SIGTERM)
         err = process.communicate(timeout=120)[1]
     finally:
@@ -43,10 +41,3 @@ def test_pre_emption_saves_the_step_exits_with_75_and_the_run_goes_on_bitwise(vl
     assert vla_mot(*training, *SETTINGS, f"output={whole}", f"train.steps={kept + 2}").code == 0
     assert_same_weights(run, whole)
     assert logged(run) == logged(whole)
-
-
-def await_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
-    deadline = time.monotonic() + 300
-    while not (run.exists() and len([r for r in read_log(run) if r["kind"] == "train"]) >= steps):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.05)

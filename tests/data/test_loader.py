@@ -288,3 +288,9 @@ def test_a_damaged_row_is_the_same_hole_for_any_number_of_workers(broken):
         for step, batch in enumerate(whole):
             parts = [stream.part(step).batch for stream in streams]
             assert torch.equal(batch.origin, torch.cat([part.origin for part in parts]))
+
+
+def test_a_system_that_does_not_tell_which_cores_may_be_used(mixed, monkeypatch):
+    """As macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert next(mixed.loader(workers=0).batches(0, 1)).batch_size

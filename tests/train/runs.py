@@ -11,6 +11,7 @@ from tests.infer.tiny_policy import tiny_policy
 from tests.model.tiny import tiny_batch
 
 from vla_mot.batch import Batch
+from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.log import read_log
 from vla_mot.train.loop import Trainer
@@ -82,3 +83,16 @@ def trainer(
     validation = [tiny_batch(1000), tiny_batch(1001), tiny_batch(1002)]
     config, batches = train_config(**changes), stream or MemoryStream()
     return Trainer(policy.model, policy.spec, batches, validation, config, run, world=world)
+
+
+def parted(run: Path, **changes: Any) -> Trainer:
+    """A run that ended after four steps, as if its process had, and went on from its checkpoint to the end."""
+    first = trainer(run, **changes)
+    batches = first.stream.batches(0, 4)
+    first.stream.batches = lambda start, stop, prefetch: batches  # type: ignore[method-assign]
+    first.run()
+    second = trainer(run, **changes)
+    second.resume(find_checkpoint(run))
+    assert second.progress.step == 4
+    second.run()
+    return second

@@ -1,13 +1,16 @@
 """Which checkpoints stay, what is written beside the next steps, and what an adapted run leaves behind."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from tests.full_disk import full_disk
-from tests.train.runs import MemoryStream, logged, saved_state, trainer
+from tests.train.runs import logged, parted, saved_state, trainer
 from tests.train.test_loop import assert_bitwise_equal, state_of
 
+from vla_mot.errors import CheckpointError
+from vla_mot.hub.manifest import write_manifest
 from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, ParallelConfig
@@ -76,14 +79,7 @@ def test_an_adapted_run_resumes_bitwise_and_saves_a_plain_policy(tmp_path: Path)
     whole = trainer(tmp_path / "whole", experts=ADAPTED)
     before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
     whole.run()
-    first = trainer(tmp_path / "parts", experts=ADAPTED)
-    batches = MemoryStream().batches(0, 4)
-    first.stream.batches = lambda start, stop, prefetch: batches
-    first.run()
-    second = trainer(tmp_path / "parts", experts=ADAPTED)
-    second.resume(find_checkpoint(tmp_path / "parts"))
-    assert second.progress.step == 4
-    second.run()
+    second = parted(tmp_path / "parts", experts=ADAPTED)
     assert_bitwise_equal(state_of(second), state_of(whole))
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     saved = saved_state(find_checkpoint(tmp_path / "whole"))
@@ -119,3 +115,27 @@ def test_each_expert_has_its_own_rate_and_norm_in_the_log(tmp_path: Path) -> Non
     assert "grad_norm/vision" not in record
     squares = sum(value**2 for key, value in record.items() if key.startswith("grad_norm/"))
     assert squares == pytest.approx(record["grad_norm"] ** 2, rel=1e-4)
+
+
+def test_bf16_rounds_products_and_keeps_weights_gradients_and_optimizer_wide(tmp_path: Path) -> None:
+    wide, narrow = trainer(tmp_path / "a"), trainer(tmp_path / "b", parallel=ParallelConfig(precision="bf16"))
+    batch = next(wide.stream.batches(0, 1))
+    full, rounded = wide.passes.gradient(0, batch), narrow.passes.gradient(0, batch)
+    assert rounded.loss != full.loss
+    assert rounded.loss == pytest.approx(full.loss, rel=0.02)
+    gradients = [p.grad for p in narrow.model.parameters() if p.grad is not None]
+    narrow.optimizers.step(1e-3)
+    floats = [*gradients, *narrow.model.parameters(), *narrow.optimizers.tensors().values()]
+    assert {tensor.dtype for tensor in floats} == {torch.float32}
+
+
+def test_a_progress_of_a_wrong_kind_is_refused_by_name(tmp_path: Path) -> None:
+    folder = trainer(tmp_path).run()
+    state = folder / "training_state"
+    told = json.loads((state / "progress.json").read_text())
+    (state / "progress.json").write_text(json.dumps(told | {"step": "six"}))
+    write_manifest(state)
+    with pytest.raises(
+        CheckpointError, match=r"progress\.json is damaged: .*progress\.step: expected a whole"
+    ):
+        trainer(tmp_path).resume(folder)

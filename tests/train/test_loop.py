@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.full_disk import full_disk
-from tests.train.runs import MemoryStream, logged, saved_state, trainer
+from tests.train.runs import MemoryStream, logged, parted, saved_state, trainer
 
 from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.infer.golden import record_golden
@@ -37,15 +37,7 @@ def assert_bitwise_equal(mine: dict[str, torch.Tensor], theirs: dict[str, torch.
 def test_resumed_run_equals_uninterrupted_run_bitwise(tmp_path: Path, optimizer: str) -> None:
     whole = trainer(tmp_path / "whole", optimizer=optimizer)
     whole.run()
-    first = trainer(tmp_path / "parts", optimizer=optimizer)
-    batches = MemoryStream().batches(0, 4)
-    first.stream = MemoryStream()
-    first.stream.batches = lambda start, stop, prefetch: batches
-    first.run()  # the stream ends after step 4, as if the process had
-    second = trainer(tmp_path / "parts", optimizer=optimizer)
-    second.resume(find_checkpoint(tmp_path / "parts"))
-    assert second.progress.step == 4
-    second.run()
+    second = parted(tmp_path / "parts", optimizer=optimizer)
     assert_bitwise_equal(state_of(second), state_of(whole))
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
 

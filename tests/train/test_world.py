@@ -1,0 +1,43 @@
+"""Who a process is among those that train together, as its launcher tells."""
+
+import pytest
+
+from vla_mot.errors import ConfigError
+from vla_mot.train.world import World, join, launched_ranks, shard_mesh
+
+
+def test_alone_without_a_launcher(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join("cpu", None) as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must hold a whole number, got 'two'"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; start them with torchrun",
+        ),
+    ],
+)
+def test_a_launcher_that_tells_half_is_named(monkeypatch, told, message):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message), join("cpu", None):
+        pass
+
+
+def test_ranks_that_do_not_divide_into_copies_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"6 ranks do not divide into copies of train\.parallel\.shard_ranks=4"
+    ):
+        shard_mesh(World(size=6), 4)
+
+
+def test_a_number_of_the_launcher(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert launched_ranks() == 16
