@@ -6,7 +6,6 @@ import torch
 from vla_mot.errors import ConfigError
 from vla_mot.flow.matching import (
     NoiseLevelConfig,
-    integrate_euler,
     interpolate,
     noise_level_embedding,
     velocity,
@@ -34,37 +33,6 @@ def test_the_velocity_is_the_derivative_of_the_interpolation() -> None:
         :, None, None
     ]
     assert torch.allclose(velocity(noise, actions), slope)
-
-
-@pytest.mark.parametrize("steps", [1, 3, 10])
-def test_euler_recovers_the_data_from_the_true_velocity(steps: int) -> None:
-    noise, actions = draw(2, 3, 4), draw(2, 3, 4, seed=1)
-    reached = integrate_euler(lambda x, s: velocity(noise, actions), noise, steps)
-    assert torch.allclose(reached, actions, atol=1e-6)
-
-
-@pytest.mark.parametrize("steps", [1, 3, 10, 64])
-def test_euler_on_dx_ds_equal_x_is_the_known_product(steps: int) -> None:
-    noise = draw(2, 3, 4)
-    reached = integrate_euler(lambda x, s: x, noise, steps)
-    assert torch.allclose(reached, noise * (1 - 1 / steps) ** steps, atol=1e-6)
-
-
-def test_euler_asks_at_levels_from_one_down_in_equal_steps() -> None:
-    levels = []
-
-    def record(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        levels.append(s)
-        return 2 * s[:, None, None] * torch.ones_like(x)
-
-    reached = integrate_euler(record, torch.zeros(2, 3, 4), 4)
-    assert torch.allclose(torch.stack(levels), torch.tensor([1.0, 0.75, 0.5, 0.25])[:, None].expand(4, 2))
-    assert torch.allclose(reached, torch.full((2, 3, 4), -(1 + 0.75 + 0.5 + 0.25) / 2))
-
-
-def test_a_sampler_without_steps_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least one step, got 0"):
-        integrate_euler(lambda x, s: x, torch.zeros(1, 1, 1), 0)
 
 
 def test_noise_levels_lie_in_their_range_with_the_moments_of_beta() -> None:

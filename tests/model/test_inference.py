@@ -16,7 +16,8 @@ from tests.model.tiny import (
 )
 
 from vla_mot.batch import Batch, Observation
-from vla_mot.flow.matching import integrate_euler, interpolate
+from vla_mot.flow.matching import interpolate
+from vla_mot.flow.solvers import integrate
 from vla_mot.model.model import VlaMotModel
 
 TOLERANCE = 1e-5
@@ -65,7 +66,7 @@ def test_sampling_is_euler_over_denoise_with_padded_dimensions_at_zero(batch: Ba
         actions, foresight = model.sample(batch.observation, noise[:, 0], num_steps=3, action_dim=3)
         prefix, real = model.prefill(batch.observation), torch.ones(ACTION_DIM)
         real[3:] = 0 if mask_padding else 1
-        expected = integrate_euler(
+        expected = integrate(
             lambda x, s, m=model, p=prefix, r=real: m.denoise(p, x, s) * r, noise[:, 0] * real, 3
         )
         assert torch.equal(actions, expected) and torch.equal(foresight, prefix.foresight)

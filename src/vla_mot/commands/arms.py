@@ -1,7 +1,7 @@
 """What is compared in closed loop: the policy, the same with something taken away, and two bounds."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,3 @@ def untrained(policy: Policy) -> Policy:
     model = VlaMotModel(policy.spec.model)
     model.tokenizer.load_state_dict(policy.model.tokenizer.state_dict())
     return Policy(model.to(policy.device), policy.spec, policy.robot)
-
-
-def with_sampler(policy: Policy, num_steps: int | None, n_action_steps: int | None) -> Policy:
-    """The same policy with another sampler; None keeps the checkpoint's number."""
-    changes = {"num_steps": num_steps, "n_action_steps": n_action_steps}
-    given = {name: value for name, value in changes.items() if value is not None}
-    if not given:
-        return policy
-    spec = replace(policy.spec, sampler=replace(policy.spec.sampler, **given))
-    return Policy(policy.model, spec, policy.robot)

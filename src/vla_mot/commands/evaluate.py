@@ -15,6 +15,7 @@ from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.evaluate.controllers import require_robot
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.results import POLICY_HASH, Evaluation
+from vla_mot.flow.solvers import Solver
 from vla_mot.hub.describe import sampling
 from vla_mot.hub.manifest import identity
 from vla_mot.hub.remote import fetch, origin
@@ -40,6 +41,7 @@ class EvaluateConfig:
     parallel: int = 20
     videos: int = 4
     num_steps: int | None = None
+    solver: Solver | None = None
     n_action_steps: int | None = None
     device: str = "cpu"
     dataset: Path | None = None
@@ -135,7 +137,12 @@ def _open(settings: EvaluateConfig) -> Opened | None:
     if settings.controller != "expert":
         with closing(simulators.make_env(settings.env)()) as env:
             require_robot(env, _robot(policy).embodiment)
-    return Opened(folder, arms.with_sampler(policy, settings.num_steps, settings.n_action_steps))
+    return Opened(
+        folder,
+        policy.with_sampler(
+            num_steps=settings.num_steps, n_action_steps=settings.n_action_steps, solver=settings.solver
+        ),
+    )
 
 
 def _robot(policy: Policy) -> Robot:

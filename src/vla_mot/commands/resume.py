@@ -51,6 +51,7 @@ CHANGEABLE = (
     "data.most_open",
     "data.skip_broken",
     "sampler.num_steps",
+    "sampler.solver",
     "sampler.n_action_steps",
 )
 """What may differ; files because they may have moved (what datasets, robots and statistics say is compared). How

@@ -8,7 +8,6 @@ Legend: `B` batch, `L` chunk steps, `A` action dims, `D` embedding width.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,20 +57,3 @@ def noise_level_embedding(noise_level: Tensor, width: int, min_period: float, ma
     period = min_period * (max_period / min_period) ** fraction
     angle = noise_level.double()[:, None] * (2 * math.pi / period)
     return torch.cat((angle.sin(), angle.cos()), dim=-1).float()
-
-
-def integrate_euler(velocity_at: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Tensor:
-    """Euler from s = 1 to s = 0 in `num_steps` equal steps; returns `(B, L, A)` actions.
-
-    velocity_at: (x `(B, L, A)`, s `(B,)`) → velocity. The level is decremented by 1/K in float32 at each step,
-    as in the released checkpoints (the shortest period turns the rounding of 1 − k/K into 4e-5 of velocity).
-    """
-    if num_steps < 1:
-        raise ConfigError(f"the sampler needs at least one step, got {num_steps}.")
-    step = torch.tensor(-1.0 / num_steps, dtype=torch.float32, device=noise.device)
-    level = torch.tensor(1.0, dtype=torch.float32, device=noise.device)
-    x = noise
-    for _ in range(num_steps):
-        x = x + step.to(x.dtype) * velocity_at(x, level.expand(noise.shape[0]))
-        level = level + step
-    return x

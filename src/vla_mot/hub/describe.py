@@ -66,7 +66,8 @@ def foresight(model: ModelConfig, fps: float | None) -> str:
 
 def sampling(sampler: SamplerConfig) -> str:
     """How actions are drawn, and how many of them are acted on."""
-    return f"{sampler.num_steps} Euler steps, {sampler.n_action_steps} actions of a chunk executed"
+    steps = f"{sampler.num_steps} {sampler.solver.capitalize()} steps"
+    return f"{steps}, {sampler.n_action_steps} actions of a chunk executed"
 
 
 def dimensions(field: Field, *, delta: bool = True) -> str:

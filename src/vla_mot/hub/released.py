@@ -128,6 +128,11 @@ def _mode(files: ReleasedFiles, folder: Path) -> str:
 
 def _as_told(spec: PolicySpec, files: ReleasedFiles) -> ReleasedFiles:
     """The authors' files, with what the spec says otherwise."""
+    if spec.sampler.solver != "euler":
+        raise ConfigError(
+            f"the authors' layout knows the Euler solver alone, the policy samples with {spec.sampler.solver!r}; save "
+            "it in our layout, or with sampler.solver=euler."
+        )
     told: dict[str, Any] = {
         "num_inference_steps": spec.sampler.num_steps,
         "n_action_steps": spec.sampler.n_action_steps,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vla_mot.errors import ConfigError
+from vla_mot.flow.solvers import Solver
 from vla_mot.hub.released_files import ReleasedFiles
 from vla_mot.model.config import ModelConfig
 from vla_mot.options import at_least, fit, within
@@ -14,7 +15,7 @@ from vla_mot.robots.robot import Robot, choose_robot
 from vla_mot.robots.statistics_file import native_content, read_native
 
 TYPE = "vla_mot"
-MAX_STEPS = 10_000  # of Euler: more is no sampler but a robot that never moves
+MAX_STEPS = 10_000  # of the sampler: more is no sampler but a robot that never moves
 WeightsDtype = Literal["float32", "bfloat16", "mixed"]
 _NEEDED: dict[str, Any] = {
     "model": Mapping[str, Any],
@@ -27,12 +28,17 @@ _NEEDED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """num_steps: Euler steps. n_action_steps: how many steps of a chunk are executed before the next one."""
+    """num_steps: from noise to actions. n_action_steps: how many steps of a chunk are executed before the next one.
+
+    solver: what carries noise over one step, see `vla_mot.flow.solvers`.
+    """
 
     num_steps: int = 10
     n_action_steps: int = 50
+    solver: Solver = "euler"
 
     def __post_init__(self) -> None:
+        fit(Solver, "sampler.solver", self.solver)
         within(1, MAX_STEPS, {"sampler.num_steps": self.num_steps})
         at_least(1, {"sampler.n_action_steps": self.n_action_steps})
 
@@ -93,6 +99,7 @@ class PolicySpec:
             "chunk_size": self.model.chunk_size,
             "n_action_steps": self.sampler.n_action_steps,
             "num_steps": self.sampler.num_steps,
+            "solver": self.sampler.solver,
             "dtype": self.dtype,
             "embodiment": only.embodiment.name if only else None,
             "action_mode": only.action_mode if only else None,
@@ -126,7 +133,7 @@ class PolicySpec:
         return cls(
             model=ModelConfig.from_dict(given["model"]),
             robots=tuple(robots),
-            sampler=SamplerConfig(given["num_steps"], given["n_action_steps"]),
+            sampler=SamplerConfig(given["num_steps"], given["n_action_steps"], config.get("solver", "euler")),
             dtype=given["dtype"],
         )
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vla_mot.batch import ActionChunk, Observation
 from vla_mot.errors import ConfigError
+from vla_mot.flow.solvers import Guide, Solver
 from vla_mot.hub.card import model_card
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.dtypes import dtype_name
@@ -79,6 +80,15 @@ class Policy:
     def for_robot(self, embodiment: str | None = None, action_mode: str | None = None) -> "Policy":
         """The same model on another of its robots. Raises ConfigError unless exactly one fits."""
         return Policy(self.model, self.spec, self.spec.robot(embodiment, action_mode))
+
+    def with_sampler(
+        self, *, num_steps: int | None = None, n_action_steps: int | None = None, solver: Solver | None = None
+    ) -> "Policy":
+        """The same model on the same robot, sampled in another way; None keeps what the policy has."""
+        asked = {"num_steps": num_steps, "n_action_steps": n_action_steps, "solver": solver}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        spec = replace(self.spec, sampler=replace(self.spec.sampler, **changes))
+        return Policy(self.model, spec, self._robot)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a whole checkpoint in our layout, with a golden observation and its answer."""
@@ -156,15 +166,21 @@ class Policy:
         return self.processor.observation(slots, state.to(self.device), instructions)
 
     def predict(
-        self, images: Mapping[str, Tensor], state: Tensor, instructions: Sequence[str], noise: Tensor
+        self,
+        images: Mapping[str, Tensor],
+        state: Tensor,
+        instructions: Sequence[str],
+        noise: Tensor,
+        guide: Guide | None = None,
     ) -> ActionChunk:
         """Predict one chunk per robot, `(B, L, D)` absolute actions in physical units, and the foresight.
 
-        images, state, instructions as in `observe`. noise: `(B, L, A)`, see `noise`.
+        images, state, instructions as in `observe`. noise: `(B, L, A)`, see `noise`. guide: bends the flow on its way.
         """
         observation = self.observe(images, state, instructions)
+        sampler, width = self.spec.sampler, self.robot.embodiment.action_dim
         actions, foresight = self.model.sample(
-            observation, noise.to(self.device), self.spec.sampler.num_steps, self.robot.embodiment.action_dim
+            observation, noise.to(self.device), sampler.num_steps, width, solver=sampler.solver, guide=guide
         )
         return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight)
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from vla_mot.backbones import Understood, build_backbone
 from vla_mot.batch import Batch, Observation
-from vla_mot.flow.matching import integrate_euler, interpolate, velocity
+from vla_mot.flow.matching import interpolate, velocity
+from vla_mot.flow.solvers import Guide, Solver, integrate
 from vla_mot.foresight import build_tokenizer
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.heads import ActionHead, GenerationHead
@@ -199,11 +200,19 @@ class VlaMotModel(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, observation: Observation, noise: Tensor, num_steps: int, action_dim: int
+        self,
+        observation: Observation,
+        noise: Tensor,
+        num_steps: int,
+        action_dim: int,
+        *,
+        solver: Solver = "euler",
+        guide: Guide | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sample normalized actions `(B, L, A)` float32 from `(B, L, A)` noise; also returns the foresight latents.
 
         action_dim: real action dimensions; the padded ones stay zero when `mask_padding` is set.
+        guide: bends the velocity on its way (`vla_mot.flow.solvers`).
         """
         prefix, noise = self.prefill(observation), noise.float()
         real = torch.ones(noise.shape[-1], dtype=noise.dtype, device=noise.device)
@@ -213,7 +222,8 @@ class VlaMotModel(nn.Module):
         def velocity_at(x: Tensor, level: Tensor) -> Tensor:
             return self.denoise(prefix, x, level) * real
 
-        return integrate_euler(velocity_at, noise * real, num_steps), prefix.foresight
+        bent = velocity_at if guide is None else guide(velocity_at)
+        return integrate(bent, noise * real, num_steps, solver), prefix.foresight
 
     # ---- tokens ---------------------------------------------------------------------------------------------
 

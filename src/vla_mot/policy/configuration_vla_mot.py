@@ -37,8 +37,9 @@ class VlaMotConfig(PreTrainedConfig):
     # Steps of a predicted chunk, and how many of them are executed before the next prediction.
     chunk_size: int = 50
     n_action_steps: int = 50
-    # Euler steps of the sampler.
+    # Steps of the sampler, and what carries noise over one: euler, midpoint or heun.
     num_steps: int = 10
+    solver: str = "euler"
     # `abs`, or `delta` (chunk minus the state at its start), which needs statistics of delta chunks: these come
     # with a checkpoint. A LeRobot dataset has statistics of absolute actions only, so `abs` from scratch.
     # None: the checkpoint's only one, `abs` from scratch.

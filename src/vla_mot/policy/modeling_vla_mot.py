@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vla_mot.batch import Batch
 from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.flow.solvers import Solver
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.manifest import write_manifest
 from vla_mot.hub.native import save_policy
@@ -144,7 +145,9 @@ class VlaMotPolicy(PreTrainedPolicy):
         if dataset_stats is not None:
             log.info("statistics are those of the checkpoint %s, not the dataset's", found.folder)
         _compare_with_dataset(robot.embodiment, dataset_meta)
-        sampler = SamplerConfig(config.num_steps, config.n_action_steps)
+        sampler = SamplerConfig(
+            config.num_steps, config.n_action_steps, fit(Solver, "--policy.solver", config.solver)
+        )
         spec = replace(found.spec, sampler=sampler, dtype=fit(WeightsDtype, "--policy.dtype", config.dtype))
         model = found.load(device=config.device or "cpu", dtype=_cast(found.spec, spec))
         return cls(config, spec=spec, model=model).to(config.device).eval()
@@ -277,7 +280,9 @@ def _spec_from_dataset(
     return PolicySpec(
         model=replace(model, num_views=max(model.num_views, len(embodiment.cameras))),
         robots=(Robot(embodiment, dataset_statistics(embodiment, dataset_stats, config)),),
-        sampler=SamplerConfig(config.num_steps, config.n_action_steps),
+        sampler=SamplerConfig(
+            config.num_steps, config.n_action_steps, fit(Solver, "--policy.solver", config.solver)
+        ),
     )
 
 
