@@ -16,7 +16,7 @@ from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import Progress, find_checkpoint
-from vla_mot.train.config import ParallelConfig
+from vla_mot.train.config import LogConfig, ParallelConfig
 from vla_mot.train.log import read_log
 from vla_mot.train.loop import Trainer
 
@@ -188,6 +188,32 @@ def test_unfinished_checkpoint_is_never_taken_for_a_whole_one(tmp_path: Path) ->
     trainer(tmp_path).run()
     (tmp_path / "checkpoints" / ".unfinished-000009" / "training_state").mkdir(parents=True)
     assert find_checkpoint(tmp_path).name == "000006"
+
+
+def test_the_batches_are_closed_when_a_run_fails(tmp_path: Path) -> None:
+    """At once, while somebody still holds the error, and with it what the run was doing."""
+
+    class Watched(MemoryStream):
+        closed = False
+
+        def batches(self, start=0, stop=None, prefetch=2):
+            try:
+                yield from super().batches(start, stop)
+            finally:
+                self.closed = True
+
+    stream = Watched(spoil_step=1)
+    with pytest.raises(NonFiniteLossError) as held:
+        trainer(tmp_path, stream).run()
+    assert stream.closed, held
+
+
+def test_a_checkpoint_that_is_lost_beside_another_error_is_told(tmp_path: Path, caplog) -> None:
+    run = trainer(tmp_path, MemoryStream(spoil_step=1), save_async=True, log=LogConfig(writers=()))
+    with full_disk(4000), pytest.raises(NonFiniteLossError, match="step 1: "):
+        run.run()
+    assert "File too large" in caplog.text
+    assert "000000 cannot be written; those before it are whole" in caplog.text
 
 
 def test_gradient_checkpointing_trains_the_same(tmp_path: Path) -> None:

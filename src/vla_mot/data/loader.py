@@ -60,7 +60,7 @@ class Loader:
         """What was skipped so far."""
         return self._budget.found
 
-    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Generator[Batch]:
         """Iterate over the batches of steps `start`, `start + 1`, …, up to `stop` (endless by default).
 
         prefetch: batches that a background thread holds ready, 0 for none; workers need it. Closing the iterator ends
@@ -91,7 +91,7 @@ class Loader:
         counts = Counter(entries[number].group for number in batch.origin[:, 0].tolist())
         return {group: counts[group] for group in sorted({entry.group for entry in entries})}
 
-    def _made(self, start: int, stop: int | None) -> Iterator[Batch]:
+    def _made(self, start: int, stop: int | None) -> Generator[Batch]:
         if self._own is not None:
             for part in self._own.parts(start, stop):
                 yield self._joined([part])
@@ -230,7 +230,7 @@ class _End:
         self.error = error
 
 
-def _prefetched[T](items: Iterator[T], depth: int) -> Iterator[T]:
+def _prefetched[T](items: Generator[T], depth: int) -> Generator[T]:
     """Yield `items`, made by a thread that stays `depth` ahead; its error is raised here, in order.
 
     A worker's death is noticed in that thread: torch would otherwise interrupt the main one in the midst of a step.
@@ -255,9 +255,7 @@ def _prefetched[T](items: Iterator[T], depth: int) -> Iterator[T]:
         except BaseException as error:
             put(_End(error))
         finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
+            items.close()
 
     thread = threading.Thread(target=produce, name="batch-prefetch", daemon=True)
     thread.start()

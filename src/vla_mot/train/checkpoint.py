@@ -9,11 +9,13 @@ A checkpoint is written under a temporary name by all ranks, flushed and renamed
 whole. It may be written by a thread beside the next steps, from a copy of everything.
 """
 
+import logging
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ from vla_mot.train.config import TrainConfig
 from vla_mot.train.optimizer import Optimizers
 from vla_mot.train.state import copied, read_state, state_of, write_state
 from vla_mot.train.world import World, whole
+
+log = logging.getLogger(__name__)
 
 POLICY_FOLDER, STATE_FOLDER, LAST, BEST = "pretrained_model", "training_state", "last", "best"
 PROGRESS_FILE = "progress.json"
@@ -121,6 +125,19 @@ class Checkpoints:
         if (writing := self._writing) is not None:
             self._writing = None
             writing.wait()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Around training: when that ends by an error, wait for the checkpoint that is being written meanwhile, and log
+        what went wrong with it: the error itself has another reason."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.finish()
+            except Exception as error:
+                log.error("%s", "\n".join([str(error), *getattr(error, "__notes__", ())]))
+            raise
 
     def _write(self, final: Path, content: _Content, world: World) -> None:
         unfinished = self._root / f".unfinished-{final.name}"

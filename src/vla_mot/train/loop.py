@@ -9,7 +9,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
@@ -45,7 +46,7 @@ class Stream(Protocol):
     """A rank's training batches by step (`vla_mot.data.loader.Loader`), where the samples of one come from, in words,
     and how many are of which group of a mixture."""
 
-    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]: ...
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Generator[Batch]: ...
     def describe(self, batch: Batch) -> str: ...
     def composition(self, batch: Batch) -> Mapping[str, int]: ...
 
@@ -106,8 +107,8 @@ class Trainer:
         """
         written = self._open_log() if self.world.is_main else None
         try:
-            with self._watchdog:
-                return self._run(written, report, stop)
+            with self._watchdog, self.checkpoints.settled(), closing(self._batches()) as batches:
+                return self._run(batches, written, report, stop)
         finally:
             if written is not None:
                 written.close()
@@ -120,12 +121,14 @@ class Trainer:
             described=self._described,
         )
 
-    def _run(self, written: RunLog | None, report: Report, stop: Stop) -> Path:
-        started = time.perf_counter() - self.progress.seconds
+    def _batches(self) -> Generator[Batch]:
         # On the CPU a second thread that computes costs more than it hides: OpenMP then has more threads than
         # cores and stops spinning at its barriers (backward took 1.7 times as long).
         ahead = 0 if self.config.device == "cpu" else 2
-        batches = self.stream.batches(self.progress.step, self.config.steps, prefetch=ahead)
+        return self.stream.batches(self.progress.step, self.config.steps, prefetch=ahead)
+
+    def _run(self, batches: Generator[Batch], written: RunLog | None, report: Report, stop: Stop) -> Path:
+        started = time.perf_counter() - self.progress.seconds
         folder = self._newest_or_first()
         self._enter("data")
         for step, batch in enumerate(self.meters.watch(batches), start=self.progress.step):
