@@ -92,12 +92,12 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> None:
 def joint_tokens(golden: Golden) -> Tokens:
     """The whole training sequence."""
     model, given = golden.model, golden.given
-    tokens = model._prefix_tokens(golden.observation)
+    tokens = model.prefix_tokens(golden.observation)
     x = interpolate(given["noise"], given["action"], given["time"])
     close(x, golden.out["train.x_t"], 1e-6)
     steps = TokenLayout.of(ACTION, torch.ones(2, CHUNK, dtype=torch.bool))
     actions = model._action_tokens(x[:, None], given["time"][:, None])
-    tokens.append("action", actions, steps, model._action_positions(tokens.last_position, 1))
+    tokens.append("action", actions, steps, model.action_positions(tokens.last_position, 1))
     return tokens
 
 

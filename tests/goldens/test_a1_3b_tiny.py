@@ -56,4 +56,4 @@ def test_predicted_latents_and_pictures_in_sampling(golden: Golden) -> None:
 def test_released_positions_of_a_sample_with_an_absent_camera(golden: Golden) -> None:
     prefix = golden.model.prefill(golden.observation)
     last = golden.out["infer.suffix_position_ids"][0, :, -1]
-    assert torch.equal(golden.model._action_positions(prefix.last_position, 1)[0, :, -1], last)
+    assert torch.equal(golden.model.action_positions(prefix.last_position, 1)[0, :, -1], last)

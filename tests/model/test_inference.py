@@ -137,25 +137,25 @@ def test_predicted_latents_decode_to_pictures_of_every_view(model: VlaMotModel, 
 
 @torch.no_grad()
 def test_positions_count_real_tokens_and_continue_on_every_axis(model: VlaMotModel, batch: Batch) -> None:
-    tokens = model._prefix_tokens(batch.observation)
+    tokens = model.prefix_tokens(batch.observation)
     layouts, positions = tokens.layouts, tokens.positions
     # A view spans 1 + 2 + 1 positions, its 2 × 2 grid sharing one time; sample 1 has two views and two words.
     assert positions[0][:, 1, :6].tolist() == [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
     assert positions[0][0, 1, -6:-4].tolist() == [8, 9]
     generation, state = positions[1][:, 1, layouts[1].valid[1]], positions[2][:, 1, 0]
     assert generation.tolist() == [list(range(10, 26))] * 3 and state.tolist() == [26] * 3
-    actions = model._action_positions(model.prefill(batch.observation).last_position, draws=2)
+    actions = model.action_positions(model.prefill(batch.observation).last_position, draws=2)
     assert actions[:, 1].tolist() == [[27, 28, 29, 30] * 2] * 3
 
 
 @torch.no_grad()
 def test_positions_of_one_axis_count_real_tokens_too(batch: Batch) -> None:
     model = tiny_model(family="internvl3").eval()
-    tokens = model._prefix_tokens(batch.observation)
+    tokens = model.prefix_tokens(batch.observation)
     assert tokens.where.shape[0] == 1
     # Sample 1 has two views of 1 + 4 + 1 tokens and two words, then 16 generation tokens and the state.
     assert tokens.where[0, 1, tokens.layout.valid[1]].tolist() == list(range(12 + 2 + 16 + 1))
-    actions = model._action_positions(tokens.last_position, draws=2)
+    actions = model.action_positions(tokens.last_position, draws=2)
     assert actions[:, 1].tolist() == [[31, 32, 33, 34] * 2]
 
 

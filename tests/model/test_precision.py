@@ -114,7 +114,7 @@ def test_the_residual_streams_have_the_weights_dtype() -> None:
     """Autocast adds to float32; only what is multiplied is rounded."""
     model, batch = tiny_model().eval(), tiny_batch()
     with autocast(), torch.no_grad():
-        tokens = model._prefix_tokens(batch.observation)
+        tokens = model.prefix_tokens(batch.observation)
         states, _ = model._run(tokens, tokens.layout, outputs=("generation", "action"))
     assert {x.dtype for x in (*tokens.hidden.values(), *states.values())} == {torch.float32}
 

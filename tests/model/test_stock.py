@@ -67,7 +67,7 @@ def test_the_understanding_expert_alone_equals_the_stock_forward(family: str) ->
     assert seen.valid.sum() < seen.valid.numel()
     torch.testing.assert_close(states["understanding"][seen.valid], theirs[seen.valid], rtol=0, atol=1e-5)
     # The same numbers enter the whole sequence: later experts read the keys of these states.
-    tokens = model._prefix_tokens(observation)
+    tokens = model.prefix_tokens(observation)
     together, _ = model._run(tokens, tokens.layout, outputs=("understanding", "generation"))
     torch.testing.assert_close(together["understanding"][seen.valid], theirs[seen.valid], rtol=0, atol=1e-5)
 

@@ -4,6 +4,6 @@ A family file defines `build(config) -> UnderstandingExpert` (see `base`). `buil
 a new family is a new file here, a YAML in `conf/backbone/` and a test; nothing else changes.
 """
 
-from vla_mot.backbones.base import UnderstandingExpert, Understood, build_backbone
+from vla_mot.backbones.base import Seen, UnderstandingExpert, Understood, build_backbone
 
-__all__ = ["UnderstandingExpert", "Understood", "build_backbone"]
+__all__ = ["Seen", "UnderstandingExpert", "Understood", "build_backbone"]

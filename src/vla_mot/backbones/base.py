@@ -1,6 +1,7 @@
 """What a backbone family gives to the model, and how a family is found by its name.
 
-Legend: `B` batch, `V` camera slots, `N` text tokens, `U` understanding tokens, `D` width, `X` position axes.
+Legend: `B` batch, `V` camera slots, `T` image tokens of a view, `N` text tokens,
+`U` understanding tokens, `D` width, `X` position axes.
 """
 
 import importlib
@@ -9,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ from torch import Tensor, nn
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.nn.expert import Geometry
 from vla_mot.options import section
+
+
+class Seen(NamedTuple):
+    """Image tokens of every view, `(B, V, T, D)`; deepstack: as many of each further layer that is read."""
+
+    tokens: Tensor
+    deepstack: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,12 +89,20 @@ class UnderstandingExpert(nn.Module, ABC):
     def make_norm(self) -> nn.Module:
         """A fresh final norm."""
 
-    @abstractmethod
     def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
         """Embed the present frame and the instruction.
 
         images: `(B, V, 3, H, W)` float in [0, 1]. view_mask: `(B, V)` bool. token_ids, token_mask: `(B, N)`.
         """
+        return self.arrange(self.see(images), view_mask, token_ids, token_mask)
+
+    @abstractmethod
+    def see(self, images: Tensor) -> Seen:
+        """The vision tower: `(B, V, 3, H, W)` float in [0, 1] → image tokens."""
+
+    @abstractmethod
+    def arrange(self, seen: Seen, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
+        """Put image tokens and the embedded instruction in order; the arguments are those of `forward`."""
 
 
 def stated(config: Mapping[str, Any], places: Mapping[str, Sequence[str]]) -> dict[str, Any]:

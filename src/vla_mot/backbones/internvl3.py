@@ -23,7 +23,7 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
-from vla_mot.backbones.base import UnderstandingExpert, Understood, stated
+from vla_mot.backbones.base import Seen, UnderstandingExpert, Understood, stated
 from vla_mot.backbones.tokenizers import TextEncoder, check_numbers, check_vocabulary
 from vla_mot.errors import ConfigError
 from vla_mot.nn.expert import Geometry
@@ -201,11 +201,13 @@ class InternVL3Expert(UnderstandingExpert):
         self.pixel_mean = torch.tensor(IMAGENET_MEAN, device=device)
         self.pixel_std = torch.tensor(IMAGENET_STD, device=device)
 
-    def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
+    def see(self, images: Tensor) -> Seen:
+        return Seen(self.embed_images(images))
+
+    def arrange(self, seen: Seen, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
         words = self._words(token_ids)
-        framed = self._framed(self.embed_images(images).to(words.dtype), token_ids)  # (B, V, T', D)
-        seen = view_mask.repeat_interleave(framed.shape[2], dim=1)
-        valid = torch.cat((seen, token_mask), dim=1)
+        framed = self._framed(seen.tokens.to(words.dtype), token_ids)  # (B, V, T', D)
+        valid = torch.cat((view_mask.repeat_interleave(framed.shape[2], dim=1), token_mask), dim=1)
         positions = (valid.long().cumsum(1) - 1) * valid
         return Understood(torch.cat((framed.flatten(1, 2), words), dim=1), valid, positions.unsqueeze(0))
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
-from vla_mot.backbones.base import UnderstandingExpert, Understood, stated
+from vla_mot.backbones.base import Seen, UnderstandingExpert, Understood, stated
 from vla_mot.backbones.qwen3_vl_vision import VisionConfig, VisionTower
 from vla_mot.backbones.tokenizers import TextEncoder, check_numbers, check_vocabulary
 from vla_mot.errors import ConfigError
@@ -172,9 +172,13 @@ class Qwen3VLExpert(UnderstandingExpert):
     def reset_buffers(self, device: torch.device | str) -> None:
         self.visual.reset_buffers(device)
 
-    def forward(self, images: Tensor, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
-        vision, deepstack = self.visual(self.patchify(images), deepstack=self.config.deepstack)
-        vision, *deepstack = (x.unflatten(0, view_mask.shape) for x in (vision, *deepstack))  # (B, V, T, D)
+    def see(self, images: Tensor) -> Seen:
+        tokens, deepstack = self.visual(self.patchify(images), deepstack=self.config.deepstack)
+        tokens, *deepstack = (x.unflatten(0, images.shape[:2]) for x in (tokens, *deepstack))  # (B, V, T, D)
+        return Seen(tokens, tuple(deepstack))
+
+    def arrange(self, seen: Seen, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
+        vision = seen.tokens
         batch, views, tokens, _ = vision.shape
         edges = token_ids.new_tensor([self.config.vision_start_token_id, self.config.vision_end_token_id])
         start, end = self.embed_tokens(edges).expand(batch, views, 2, -1).split(1, dim=2)
@@ -184,7 +188,7 @@ class Qwen3VLExpert(UnderstandingExpert):
         valid = torch.cat((view_mask.repeat_interleave(tokens + 2, dim=1), token_mask), dim=1)
         positions = self.positions(view_mask, token_mask)
         return Understood(
-            embeddings, valid, positions, tuple(_among(x.to(words.dtype), words) for x in deepstack)
+            embeddings, valid, positions, tuple(_among(x.to(words.dtype), words) for x in seen.deepstack)
         )
 
     def embed_images(self, images: Tensor) -> Tensor:

@@ -34,8 +34,9 @@ def integrate(velocity_at: Velocity, noise: Tensor, num_steps: int, solver: Solv
         raise ConfigError(f"the sampler needs at least one step, got {num_steps}.")
     if solver not in get_args(Solver):
         raise ConfigError(unknown_name("sampler.solver", solver, get_args(Solver)))
-    step = torch.tensor(-1.0 / num_steps, dtype=torch.float32, device=noise.device)
-    level = torch.tensor(1.0, dtype=torch.float32, device=noise.device)
+    # Filled on the device: a number copied there would make the host wait.
+    step = torch.full((), -1.0 / num_steps, dtype=torch.float32, device=noise.device)
+    level = torch.ones((), dtype=torch.float32, device=noise.device)
     x, h = noise, step.to(noise.dtype)
     for _ in range(num_steps):
         x = x + h * _slope(velocity_at, x, level, step, solver)

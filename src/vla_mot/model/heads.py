@@ -74,6 +74,18 @@ class ActionHead(nn.Module):
         joined = torch.cat((self.in_proj(x.to(dtype)), level[:, None].expand(-1, x.shape[1], -1)), dim=-1)
         return self.time_mlp_out(F.silu(self.time_mlp_in(joined))).to(dtype)
 
+    def level_terms(self, levels: Tensor) -> Tensor:
+        """What `(E,)` noise levels add to the hidden layer of `embed_actions`, `(E, D)`: known before any action is."""
+        width, dtype = self.in_proj.out_features, self.in_proj.weight.dtype
+        told = noise_level_embedding(levels, width, *self.periods).to(dtype)
+        return F.linear(told, self.time_mlp_in.weight[:, width:], self.time_mlp_in.bias)
+
+    def embed_with_term(self, x: Tensor, term: Tensor) -> Tensor:
+        """`embed_actions` of `(B, L, A)` at the level whose `(D,)` term is given; equal but for rounding."""
+        width, dtype = self.in_proj.out_features, self.in_proj.weight.dtype
+        joined = F.linear(self.in_proj(x.to(dtype)), self.time_mlp_in.weight[:, :width]) + term
+        return self.time_mlp_out(F.silu(joined)).to(dtype)
+
     def predict(self, outputs: Tensor) -> Tensor:
         """Expert outputs `(…, D)` → velocities `(…, A)` float32."""
         return self.out_proj(outputs.to(self.out_proj.weight.dtype)).float()

@@ -26,9 +26,10 @@ from vla_mot.model.heads import ActionHead, GenerationHead
 from vla_mot.model.precision import cast_weights, keeps_float32
 from vla_mot.model.tokens import Tokens
 from vla_mot.nn.autocast import without_autocast
+from vla_mot.nn.cache import Cache, KVCache
 from vla_mot.nn.expert import ExpertConfig, ExpertLayer, Geometry
 from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
-from vla_mot.nn.mot import JointLayer, JointTransformer, KVCache
+from vla_mot.nn.mot import JointLayer, JointTransformer
 from vla_mot.nn.norm import RMSNorm
 from vla_mot.nn.rope import rotation
 from vla_mot.robots.images import to_unit
@@ -148,11 +149,11 @@ class VlaMotModel(nn.Module):
         if self.config.mask_padding:
             x = x * batch.action_mask.any(1)[:, None, None, :]
             steps = batch.action_mask.any(-1)
-        tokens = self._prefix_tokens(observation)
+        tokens = self.prefix_tokens(observation)
         last = tokens.last_position
         layout = TokenLayout.of(ACTION, steps.repeat(1, draws), groups=draws)
         tokens.append(
-            "action", self._action_tokens(x, noise_level), layout, self._action_positions(last, draws)
+            "action", self._action_tokens(x, noise_level), layout, self.action_positions(last, draws)
         )
         states, _ = self._run(tokens, tokens.layout, outputs=("generation", "action"), keep_cache=False)
         outputs = states["action"][:, 1:].unflatten(1, (draws, self.config.chunk_size))
@@ -183,7 +184,7 @@ class VlaMotModel(nn.Module):
 
     def prefill(self, observation: Observation) -> Prefix:
         """Run understanding, generation and state tokens once."""
-        tokens = self._prefix_tokens(observation, sampling=True)
+        tokens = self.prefix_tokens(observation, sampling=True)
         layout = tokens.layout
         states, cache = self._run(tokens, layout, outputs=("generation",))
         return Prefix(cache, layout, tokens.last_position, self.generation.predict(states["generation"]))
@@ -193,7 +194,7 @@ class VlaMotModel(nn.Module):
         steps = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         chunk = TokenLayout.of(ACTION, steps)
         hidden = {"action": self._action_tokens(x.unsqueeze(1), noise_level.unsqueeze(1))}
-        tokens = Tokens(hidden, [chunk], [self._action_positions(prefix.last_position, 1)])
+        tokens = Tokens(hidden, [chunk], [self.action_positions(prefix.last_position, 1)])
         layout = TokenLayout.concat([prefix.layout, chunk])
         states, _ = self._run(tokens, layout, outputs=("action",), kv_cache=prefix.kv_cache)
         return self.action.predict(states["action"])
@@ -256,8 +257,8 @@ class VlaMotModel(nn.Module):
             pictures = self.tokenizer.decode(latents.flatten(0, 1))
         return ((pictures + 1) / 2).clamp(0, 1).unflatten(0, latents.shape[:2])
 
-    def _prefix_tokens(self, observation: Observation, *, sampling: bool = False) -> Tokens:
-        """The understanding, generation and state tokens, in that order."""
+    def prefix_tokens(self, observation: Observation, *, sampling: bool = False) -> Tokens:
+        """The understanding, generation and state tokens, in that order: embeddings, layouts and positions."""
         seen = self._understand(observation)
         latents = observation.latents
         latents = self.encode_frames(observation.images) if latents is None else latents.float()
@@ -290,7 +291,7 @@ class VlaMotModel(nn.Module):
         tokens = self.action.embed_actions(x.flatten(0, 1), noise_level.flatten())
         return tokens.unflatten(0, x.shape[:2]).flatten(1, 2)
 
-    def _action_positions(self, last: Tensor, draws: int) -> Tensor:
+    def action_positions(self, last: Tensor, draws: int) -> Tensor:
         """`(X, B, K·L)`: each draw continues after the state's position `last` `(B,)`."""
         steps = torch.arange(1, self.config.chunk_size + 1, device=last.device).repeat(draws)
         axes = max(1, len(self.understanding.geometry.rope.sections))
@@ -302,7 +303,7 @@ class VlaMotModel(nn.Module):
         layout: TokenLayout,
         *,
         outputs: Collection[str],
-        kv_cache: KVCache | None = None,
+        kv_cache: Cache | None = None,
         keep_cache: bool = True,
     ) -> tuple[dict[str, Tensor], KVCache]:
         """The stack over `tokens`; `layout` is theirs, behind the cached ones'."""

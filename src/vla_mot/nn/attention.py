@@ -8,12 +8,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
     """Grouped-query attention: `(B, Q, H, d)`, `(B, K, G, d)` ×2 and `(B, Q, K)` bool → `(B, Q, H·d)`.
 
+    attn_mask: None where every query sees every key, which the fastest kernels ask for.
     A query that may attend to nothing (padding) gets zeros, and no gradient.
     """
     repeats = query.shape[2] // key.shape[2]
+    if attn_mask is None:
+        seen = (key.transpose(1, 2), value.transpose(1, 2))
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), *seen, enable_gqa=repeats > 1)
+        return out.transpose(1, 2).flatten(2)
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
     out = F.scaled_dot_product_attention(

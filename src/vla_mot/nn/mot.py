@@ -8,14 +8,15 @@ the cached tokens too), `D_e` width of expert e, `H` heads, `G` KV heads, `d` he
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vla_mot.nn.attention import attend, attend_insulated
+from vla_mot.nn.cache import Cache, KVCache, Past
 from vla_mot.nn.expert import Geometry
+from vla_mot.nn.fused import FusedLayer
 from vla_mot.nn.recompute import Recompute, recomputed
 from vla_mot.nn.rope import Rotation, rotate
 
@@ -25,15 +26,9 @@ _INSULATED = "action"
 _MOST_PROGRAMS = 64
 
 
-@dataclass(frozen=True)
-class KVCache:
-    """Keys (rotated) and values of a prefix, per layer `(B, K, G, d)`. Read-only: the stack never writes to it."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    def __len__(self) -> int:
-        return self.keys[0].shape[1] if self.keys else 0
+Visible = Tensor | Mapping[str, int]
+"""What the queries see: a mask `(B, Q, K)` bool, True = may attend; or, where nothing is padding, per expert how many
+of the keys its tokens see, from the first on."""
 
 
 class JointLayer(nn.Module):
@@ -49,27 +44,29 @@ class JointLayer(nn.Module):
         self,
         hidden: Mapping[str, Tensor],
         turn: Rotation,
-        attn_mask: Tensor,
-        past: tuple[Tensor, Tensor] | None,
+        attn_mask: Visible,
+        past: Past | None,
         outputs: Collection[str],
         insulate: bool = False,
         recompute: Recompute = "none",
+        fused: Mapping[str, FusedLayer] | None = None,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """Return the new hidden states of `outputs` and this layer's keys and values (cached ones included).
 
-        hidden: expert → `(B, S, D_e)`, in block order. turn: of these tokens. attn_mask: `(B, Q, K)` bool.
-        insulate, recompute: see `JointTransformer`.
+        hidden: expert → `(B, S, D_e)`, in block order. turn: of these tokens.
+        insulate, recompute, fused: see `JointTransformer`.
         """
-        return self.program(self, recompute, hidden, turn, attn_mask, past, outputs, insulate)
+        return self.program(self, recompute, hidden, turn, attn_mask, past, outputs, insulate, fused or {})
 
     def joint(
         self,
         hidden: Mapping[str, Tensor],
         turn: Rotation,
-        attn_mask: Tensor,
-        past: tuple[Tensor, Tensor] | None,
+        attn_mask: Visible,
+        past: Past | None,
         outputs: Collection[str],
         insulate: bool,
+        fused: Mapping[str, FusedLayer],
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """The computation of `forward`, which says how it is run."""
         spans, queries, keys, values, start = {}, {}, [], [], 0
@@ -77,15 +74,20 @@ class JointLayer(nn.Module):
             spans[name] = slice(start, start := start + x.shape[1])
             expert: Any = self.experts[name]
             attention, normed = expert.self_attn, expert.input_layernorm(x)
-            keys.append(self._heads(attention, "k", normed))
-            values.append(self._heads(attention, "v", normed))
-            if name in outputs:
-                queries[name] = rotate(self._heads(attention, "q", normed), turn[spans[name]])
+            query, own_key, own_value = _project(attention, normed, name in outputs, fused.get(name))
+            keys.append(self._heads(attention, "k", own_key))
+            values.append(self._heads(attention, "v", own_value))
+            if query is not None:
+                queries[name] = rotate(self._heads(attention, "q", query), turn[spans[name]])
         key, value = rotate(torch.cat(keys, dim=1), turn), torch.cat(values, dim=1)
         if past is not None:
-            key, value = torch.cat((past[0], key), dim=1), torch.cat((past[1], value), dim=1)
+            key, value = past.extend(key, value)
         if not queries:
             return {}, (key, value)
+        if isinstance(attn_mask, Mapping):
+            seen = ((query, attn_mask[name]) for name, query in queries.items())
+            parts = [attend(query, key[:, :count], value[:, :count], None) for query, count in seen]
+            return self._finish(hidden, torch.cat(parts, dim=1), outputs, fused), (key, value)
         rows = [attn_mask[:, spans[name]] for name in queries]
         mask = attn_mask if len(rows) == len(hidden) else torch.cat(rows, dim=1)
         query = torch.cat(list(queries.values()), dim=1)
@@ -93,25 +95,40 @@ class JointLayer(nn.Module):
             attended = attend_insulated(query, key, value, mask, readers=hidden[_INSULATED].shape[1])
         else:
             attended = attend(query, key, value, mask)
-        return self._finish(hidden, attended, outputs), (key, value)
+        return self._finish(hidden, attended, outputs, fused), (key, value)
 
-    def _heads(self, attention: Any, kind: str, x: Tensor) -> Tensor:
-        """Project `(B, S, D_e)` to heads `(B, S, H or G, d)`, with the per-head norm where there is one."""
-        projected = getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, self.geometry.head_dim))
+    def _heads(self, attention: Any, kind: str, projected: Tensor) -> Tensor:
+        """`(B, S, heads·d)` → `(B, S, H or G, d)`, with the per-head norm where there is one."""
+        heads = projected.unflatten(-1, (-1, self.geometry.head_dim))
         norm = getattr(attention, f"{kind}_norm", None)
-        return projected if norm is None else norm(projected)
+        return heads if norm is None else norm(heads)
 
     def _finish(
-        self, hidden: Mapping[str, Tensor], attended: Tensor, outputs: Collection[str]
+        self,
+        hidden: Mapping[str, Tensor],
+        attended: Tensor,
+        outputs: Collection[str],
+        fused: Mapping[str, FusedLayer],
     ) -> dict[str, Tensor]:
         """Output projection, residuals and MLP of each expert; `attended` is `(B, Q, H·d)`."""
         done = {}
         parts = attended.split([hidden[name].shape[1] for name in outputs], dim=1)
         for name, part in zip(outputs, parts, strict=True):
             layer: Any = self.experts[name]
-            x = hidden[name] + layer.self_attn.o_proj(part)
-            done[name] = x + layer.mlp(layer.post_attention_layernorm(x))
+            own = fused.get(name)
+            output, mlp = (layer.self_attn.o_proj, layer.mlp) if own is None else (own.output, own.mlp)
+            x = hidden[name] + output(part)
+            done[name] = x + mlp(layer.post_attention_layernorm(x))
         return done
+
+
+def _project(
+    attention: Any, x: Tensor, with_query: bool, fused: FusedLayer | None
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Queries (where wanted), keys and values `(B, S, heads·d)` of `(B, S, D_e)`."""
+    if fused is not None:
+        return fused.project(x, with_query)
+    return attention.q_proj(x) if with_query else None, attention.k_proj(x), attention.v_proj(x)
 
 
 def _run_layer(layer: JointLayer, recompute: Recompute, *args: Any) -> Any:
@@ -170,20 +187,22 @@ class JointTransformer(nn.Module):
         self,
         hidden: Mapping[str, Tensor],
         turn: Rotation,
-        attn_mask: Tensor,
+        attn_mask: Visible,
         *,
         outputs: Collection[str],
-        kv_cache: KVCache | None = None,
+        kv_cache: Cache | None = None,
         injected: Mapping[str, Sequence[Tensor]] | None = None,
         keep_cache: bool = True,
+        fused: Sequence[Mapping[str, FusedLayer]] | None = None,
     ) -> tuple[dict[str, Tensor], KVCache]:
         """Run all layers.
 
         hidden: expert → `(B, S, D_e)` embeddings, in block order; experts without tokens are left out.
-        turn: rotation of these tokens. attn_mask: `(B, Q, K)` bool with K = cached + these tokens.
+        turn: rotation of these tokens. attn_mask: see `Visible`, with K = cached + these tokens.
         outputs: experts whose final (normed) states are wanted; the last layer of the others stops at its keys
         and values. injected: expert → tensors like its embeddings; the i-th is added after layer i (DeepStack).
         keep_cache: False lets every layer's keys and values go, which training needs no longer.
+        fused: per layer, expert → its fused projections; an expert that is not there runs by its modules.
         Returns those states and the cache with these tokens appended, empty where it is not kept.
         """
         learns = torch.is_grad_enabled()
@@ -192,9 +211,10 @@ class JointTransformer(nn.Module):
         keys, values, last = [], [], len(self.layers) - 1
         hidden = {name: x.to(self.dtype) for name, x in hidden.items()}
         for i, layer in enumerate(self.layers):
-            past = None if kv_cache is None else (kv_cache.keys[i], kv_cache.values[i])
+            past = None if kv_cache is None else kv_cache.layer(i)
             needed = wanted if i == last else tuple(hidden)
-            hidden, (key, value) = layer(hidden, turn, attn_mask, past, needed, insulate, recompute)
+            one = fused[i] if fused else None
+            hidden, (key, value) = layer(hidden, turn, attn_mask, past, needed, insulate, recompute, one)
             for name, added in (injected or {}).items():
                 if i < len(added) and name in hidden:
                     hidden = {**hidden, name: hidden[name] + added[i]}
