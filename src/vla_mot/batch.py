@@ -94,8 +94,8 @@ class ActionChunk(_Tensors):
     """Predicted actions in the robot's own units.
 
     actions: `(B, L, D)` float32 with D the embodiment's real action dimensions.
-    foresight: `(B, V, C, h, w)` predicted latents of frame t + m.
+    foresight: `(B, V, C, h, w)` predicted latents of frame t + m; None where nobody asked for them.
     """
 
     actions: Tensor
-    foresight: Tensor
+    foresight: Tensor | None

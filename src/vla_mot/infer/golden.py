@@ -112,8 +112,9 @@ def _answer(policy: Policy, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
     if policy.spec.robots:
         cameras = policy.robot.embodiment.present_cameras
         named = {key: images[place][None] for place, (_, key) in enumerate(cameras)}
-        chunk = policy.predict(named, state, [instruction], noise)
+        chunk = Policy(policy.model, policy.spec, policy.robot).predict(named, state, [instruction], noise)
         actions, foresight = chunk.actions, chunk.foresight
+        assert foresight is not None, "without an engine there is always a foresight"
     else:
         config = policy.spec.model
         actions, foresight = policy.model.sample(

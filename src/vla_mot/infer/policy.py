@@ -9,7 +9,7 @@ Legend: `B` robots, `V` camera slots, `L` chunk steps, `D` real action dims, `S`
 camera's own pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,8 @@ from vla_mot.hub.native import save_policy
 from vla_mot.hub.publish import card_facts
 from vla_mot.hub.spec import PolicySpec
 from vla_mot.hub.upload import MESSAGE, push, require_target
+from vla_mot.infer.engine import Engine, EngineConfig
+from vla_mot.infer.engine.config import Kind
 from vla_mot.keyed import keyed_normal
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.processor import Processor
@@ -42,12 +44,19 @@ class Policy:
     """A model, the robots that it knows, and the one that it drives. Holds no state of an episode.
 
     robot: one of `spec.robots`; the only one by default. Without a robot a policy can be saved and inspected; acting
-    raises ConfigError until `for_robot` chose one.
+    raises ConfigError until `for_robot` chose one. engine: what samples; None: the model itself.
     """
 
-    def __init__(self, model: VlaMotModel, spec: PolicySpec, robot: Robot | None = None) -> None:
+    def __init__(
+        self,
+        model: VlaMotModel,
+        spec: PolicySpec,
+        robot: Robot | None = None,
+        engine: Engine | None = None,
+    ) -> None:
         self.model = model.eval()
         self.spec = spec
+        self.engine = engine
         self._robot = spec.robots[0] if robot is None and len(spec.robots) == 1 else robot
 
     @classmethod
@@ -79,7 +88,7 @@ class Policy:
 
     def for_robot(self, embodiment: str | None = None, action_mode: str | None = None) -> "Policy":
         """The same model on another of its robots. Raises ConfigError unless exactly one fits."""
-        return Policy(self.model, self.spec, self.spec.robot(embodiment, action_mode))
+        return Policy(self.model, self.spec, self.spec.robot(embodiment, action_mode), self.engine)
 
     def with_sampler(
         self, *, num_steps: int | None = None, n_action_steps: int | None = None, solver: Solver | None = None
@@ -88,7 +97,15 @@ class Policy:
         asked = {"num_steps": num_steps, "n_action_steps": n_action_steps, "solver": solver}
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         spec = replace(self.spec, sampler=replace(self.spec.sampler, **changes))
-        return Policy(self.model, spec, self._robot)
+        return Policy(self.model, spec, self._robot, self.engine)
+
+    def compile(self, kind: Kind = "compiled", **options: Any) -> "Policy":
+        """The same model behind an engine, which samples the same actions faster (`vla_mot.infer.engine`).
+
+        The first call on observations of a new form (robots, cameras, length of the instruction) is slow.
+        kind: `compiled` (`torch.compile`) or `static`. options: of `EngineConfig`.
+        """
+        return Policy(self.model, self.spec, self._robot, Engine(self.model, EngineConfig(kind, **options)))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a whole checkpoint in our layout, with a golden observation and its answer."""
@@ -163,7 +180,9 @@ class Policy:
                 f"got {', '.join(sorted(images)) or 'none'}."
             )
         slots = {slot: images[key].to(self.device) for slot, key in self.robot.embodiment.present_cameras}
-        return self.processor.observation(slots, state.to(self.device), instructions)
+        # An engine reads the masks on the host, and what is small goes to the device with everything else.
+        where = self.device if self.engine is None else "cpu"
+        return self.processor.observation(slots, state.to(where), instructions)
 
     def predict(
         self,
@@ -172,16 +191,21 @@ class Policy:
         instructions: Sequence[str],
         noise: Tensor,
         guide: Guide | None = None,
+        session: Hashable | None = None,
     ) -> ActionChunk:
         """Predict one chunk per robot, `(B, L, D)` absolute actions in physical units, and the foresight.
 
         images, state, instructions as in `observe`. noise: `(B, L, A)`, see `noise`. guide: bends the flow on its way.
+        session: whose episode it is, for engines that remember what was understood (`Engine.sample`).
         """
         observation = self.observe(images, state, instructions)
         sampler, width = self.spec.sampler, self.robot.embodiment.action_dim
-        actions, foresight = self.model.sample(
-            observation, noise.to(self.device), sampler.num_steps, width, solver=sampler.solver, guide=guide
-        )
+        sample = self.model.sample if self.engine is None else self.engine.sample
+        noise = noise.to(self.device, non_blocking=True)
+        options: dict[str, Any] = {"solver": sampler.solver, "guide": guide}
+        if self.engine is not None:
+            options["session"] = session
+        actions, foresight = sample(observation, noise, sampler.num_steps, width, **options)
         return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight)
 
     def noise(self, seeds: Sequence[int], call: int) -> Tensor:

@@ -1,0 +1,41 @@
+"""How an engine runs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vla_mot.options import at_least, fit
+
+Kind = Literal["static", "compiled"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """kind: `static` runs the stages as they are, `compiled` by `torch.compile`. On CUDA both are recorded as graphs.
+
+    graphs: record CUDA graphs (on CUDA alone).
+    text_multiple: the instruction is cut behind its last word, rounded up to so many tokens. Each length has programs
+        of its own, so a larger number means fewer of them, and more padding.
+    foresight: predict the future latents too, for pictures; without, `ActionChunk.foresight` is None. Actions are the
+        same.
+    generation: let the generation expert run at all. Without it the model neither sees history nor foresees: other
+        actions.
+    understanding_every: look with the understanding expert at every so many-th call only; in between actions are
+        chosen from fresh frames of the generation expert and what was understood then: other actions.
+    """
+
+    kind: Kind = "compiled"
+    graphs: bool = True
+    text_multiple: int = 8
+    foresight: bool = True
+    generation: bool = True
+    understanding_every: int = 1
+
+    def __post_init__(self) -> None:
+        fit(Kind, "engine.kind", self.kind)
+        at_least(
+            1,
+            {
+                "engine.text_multiple": self.text_multiple,
+                "engine.understanding_every": self.understanding_every,
+            },
+        )

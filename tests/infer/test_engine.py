@@ -1,0 +1,210 @@
+"""The engine samples what the model samples: over every form of observation, in both kinds, without making anew."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.infer.tiny_policy import frames, states, tiny_policy
+from tests.model.tiny import ACTION_DIM, CHUNK, backbone_options, tiny_batch, tiny_model, tiny_noise
+from vla_mot.batch import Observation
+from vla_mot.errors import ConfigError
+from vla_mot.flow.solvers import Velocity
+from vla_mot.infer.engine import Engine, EngineConfig
+from vla_mot.model.model import VlaMotModel
+
+TOLERANCE = 2e-5
+
+
+def observed(rows: slice = slice(None), seed: int = 0, **changes: torch.Tensor) -> Observation:
+    return replace(tiny_batch(seed).observation[rows], **changes)
+
+
+def noise_for(observation: Observation) -> torch.Tensor:
+    return tiny_noise(tiny_batch())[0][: observation.batch_size, 0]
+
+
+def assert_same(engine: Engine, observation: Observation, steps: int = 3, **options) -> None:
+    noise = noise_for(observation)
+    actions, foresight = engine.model.sample(observation, noise, steps, 3, **options)
+    found, foreseen = engine.sample(observation, noise, steps, 3, **options)
+    assert torch.allclose(found, actions, atol=TOLERANCE), float((found - actions).abs().max())
+    if foreseen is not None:
+        seen = observation.view_mask
+        assert torch.allclose(foreseen[seen], foresight[seen], atol=TOLERANCE)
+
+
+def static(model: VlaMotModel, **options) -> Engine:
+    return Engine(model.eval(), EngineConfig("static", **options))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mask_padding": False},
+        {"positions": "released"},
+        {"family": "internvl3"},
+        {"backbone": backbone_options("qwen3_vl", causal=True)},
+        {"backbone": backbone_options("qwen3_vl", deepstack=True)},
+    ],
+    ids=["plain", "padded", "released", "internvl3", "causal", "deepstack"],
+)
+def test_it_samples_what_the_model_samples(changes):
+    engine = static(tiny_model(**changes))
+    assert_same(engine, observed())  # rows that differ in cameras and words: with masks
+    for row in range(4):
+        assert_same(engine, observed(slice(row, row + 1)))  # each by itself: with none
+    assert_same(engine, observed(slice(0, 1)), steps=2, solver="heun")
+
+
+@pytest.mark.parametrize("multiple", [1, 3, 100])
+def test_how_much_text_is_kept_changes_nothing(multiple):
+    engine = static(tiny_model(), text_multiple=multiple)
+    for row in (1, 3):
+        assert_same(engine, observed(slice(row, row + 1)))
+
+
+def test_tokens_that_nobody_reads_are_left_out():
+    engine = static(tiny_model(), text_multiple=1)
+    first, second = observed(slice(0, 1)), observed(slice(1, 2))
+    for observation in (first, second):
+        assert_same(engine, observation)
+    counts = [plan.counts for plan in engine._plans.values()]
+    views = [len(plan.form.views) for plan in engine._plans.values()]
+    assert views == [3, 2]
+    assert counts[0][1] == counts[1][1] * 3 // 2, "generation tokens of the views that are there"
+    assert not any(any(plan.form.masked) for plan in engine._plans.values()), "whole blocks need no mask"
+
+
+def test_other_contents_and_a_weight_that_changed_are_seen():
+    engine = static(tiny_model())
+    for seed in range(3):
+        assert_same(engine, observed(slice(0, 2), seed))
+    assert len(engine._forms) == 1
+    engine.model.load_state_dict(tiny_model(5).state_dict())
+    engine.forget()
+    assert_same(engine, observed(slice(0, 2)))
+
+
+def test_latents_that_are_known_are_not_encoded_again():
+    engine = static(tiny_model())
+    observation = observed()
+    latents = engine.model.encode_frames(observation.images)
+    known = replace(observation, latents=latents)
+    assert_same(engine, known)
+    assert "encode" in engine.timed(observation, noise_for(observation), 2, 3)
+    blank = replace(known, images=known.images.clone())
+    blank.images[:, :, 0] = 0
+    assert_same(engine, blank)
+
+
+def test_a_guide_bends_the_flow_and_may_ask_for_gradients():
+    def guide(velocity_at: Velocity) -> Velocity:
+        def bent(x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                velocity = velocity_at(x, level)
+                (slope,) = torch.autograd.grad(velocity.square().sum(), x)
+            return velocity.detach() - 0.1 * slope
+
+        return bent
+
+    engine = static(tiny_model())
+    assert_same(engine, observed(), guide=guide)
+    assert_same(engine, observed(slice(0, 1)))
+
+
+def test_foresight_may_be_left_out_and_changes_no_action():
+    engine = static(tiny_model(), foresight=False)
+    assert_same(engine, observed())
+    assert engine.sample(observed(), noise_for(observed()), 2, 3)[1] is None
+
+
+def test_without_the_generation_expert_history_is_not_seen():
+    engine = static(tiny_model(), generation=False)
+    observation = observed(slice(0, 1))
+    noise = noise_for(observation)
+    actions, foresight = engine.sample(observation, noise, 3, 3)
+    assert foresight is None
+    other = replace(observation, images=observation.images.clone())
+    other.images[:, :, 0] = 255 - other.images[:, :, 0]
+    assert torch.equal(engine.sample(other, noise, 3, 3)[0], actions)
+    assert not torch.allclose(engine.model.sample(observation, noise, 3, 3)[0], actions, atol=1e-3)
+
+
+def test_understanding_may_be_older_than_the_rest_within_one_session():
+    engine = static(tiny_model(), understanding_every=3)
+    exact = static(tiny_model())
+    old, new = observed(slice(0, 1)), observed(slice(0, 1), 7)
+    new = replace(new, token_ids=old.token_ids)
+    noise = noise_for(old)
+    truth = exact.sample(new, noise, 3, 3)[0]
+    engine.sample(old, noise, 3, 3, session="a")
+    stale = engine.sample(new, noise, 3, 3, session="a")[0]
+    assert not torch.allclose(stale, truth, atol=1e-4)
+    assert not torch.allclose(stale, exact.sample(old, noise, 3, 3)[0], atol=1e-4), "the rest is fresh"
+    assert torch.equal(engine.sample(new, noise, 3, 3, session="a")[0], stale), "the second one"
+    assert torch.allclose(engine.sample(new, noise, 3, 3, session="a")[0], truth, atol=TOLERANCE), "the third"
+    engine.sample(old, noise, 3, 3, session="a")
+    assert torch.allclose(engine.sample(new, noise, 3, 3, session="b")[0], truth, atol=TOLERANCE)
+    engine.sample(old, noise, 3, 3, session="b")
+    other = replace(new, token_ids=new.token_ids.flip(1))
+    expected = exact.sample(other, noise, 3, 3)[0]
+    assert torch.allclose(engine.sample(other, noise, 3, 3, session="b")[0], expected, atol=TOLERANCE)
+
+
+def test_bfloat16_stays_near_the_model_in_bfloat16():
+    model = tiny_model().eval()
+    exact = model.sample(observed(), noise_for(observed()), 3, 3)[0]
+    model = model.cast(torch.bfloat16)
+    rounded = model.sample(observed(), noise_for(observed()), 3, 3)[0]
+    found = static(model).sample(observed(), noise_for(observed()), 3, 3)[0]
+    assert (found - exact).abs().mean() < 1.5 * (rounded - exact).abs().mean() + 1e-3
+
+
+def test_weights_keep_names_values_and_files(tmp_path):
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    static(model), static(model)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    save_file(after, tmp_path / "model.safetensors")
+    assert all(
+        torch.equal(value, before[name]) for name, value in load_file(tmp_path / "model.safetensors").items()
+    )
+
+
+def test_a_policy_behind_an_engine_acts_the_same():
+    policy = tiny_policy()
+    fast = policy.compile("static")
+    images = {key: torch.stack((value, value), dim=1) for key, value in frames(2).items()}
+    told = (images, states(2), ["pick the red block", "pick it"], policy.noise([0, 1], 0))
+    mine, theirs = fast.predict(*told), policy.predict(*told)
+    assert torch.allclose(mine.actions, theirs.actions, atol=TOLERANCE)
+    assert fast.with_sampler(num_steps=2).engine is fast.engine
+    assert set(fast.engine.timed(fast.observe(*told[:3]), told[3], 2, 3)) == {
+        "vision", "understanding", "encode", "foresight", "denoise",
+    }  # fmt: skip
+
+
+def test_without_any_camera_it_says_so():
+    observation = observed(view_mask=torch.zeros(4, 3, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="the camera of every slot is absent"):
+        static(tiny_model()).sample(observation, torch.zeros(4, CHUNK, ACTION_DIM), 2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl3"])
+def test_compiled_is_the_same_and_compiles_nothing_twice(family):
+    engine = Engine(tiny_model(family=family).eval(), EngineConfig("compiled"))
+    one, all_rows = observed(slice(0, 1)), observed()
+    for observation in (one, all_rows):
+        assert_same(engine, observation)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for seed in (1, 2):
+            for rows in (slice(0, 1), slice(None)):
+                again = observed(rows, seed)
+                assert_same(engine, again)
