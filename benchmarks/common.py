@@ -1,11 +1,14 @@
 """What the benchmarks share: their arguments, how they describe themselves, their tables, and batches of any model."""
 
+import json
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +16,8 @@ from vla_mot.batch import Batch, Observation
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.model.model import VlaMotModel
 from vla_mot.options import fit
+
+_HERE = Path(__file__).resolve().parent
 
 
 def parse_arguments(words: Sequence[str], **defaults: bool | float | str) -> dict:
@@ -40,9 +45,8 @@ def _read(key: str, value: str, kind: type) -> bool | float | str:
 
 def describe_machine(device: str) -> str:
     """One line: commit, device, cores, torch."""
-    here = Path(__file__).parent
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu"
     return (
@@ -72,6 +76,40 @@ def synchronize(device: str) -> None:
     """Wait for what the device was told, so that a clock can be read."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def said_by(module: str, setup: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Run a module in a process of its own: it reads JSON from its command line, and prints lines of JSON.
+
+    name: of what is tried. Raises RuntimeError when it dies.
+    """
+    paths = [str(_HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment.setdefault(
+        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+    )  # sizes change within the process
+    command = [sys.executable, "-m", module, json.dumps(dict(setup))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield json.loads(line)
+    if process.returncode:
+        raise RuntimeError(f"the trial of {name!r} died; what it said stands above.")
+
+
+def peak(device: str, before: int) -> int:
+    """Bytes at the peak: on a GPU all of them, on a CPU those above `before`."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    # Not of getrusage, which begins at what the process held that started this one.
+    return resident("VmHWM") - before
+
+
+def resident(kind: str = "VmRSS") -> int:
+    """Bytes of memory that this process holds; `VmHWM`: held at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [told] = [line.split() for line in lines if line.startswith(f"{kind}:")]
+    return 1024 * int(told[1])
 
 
 TEXT = "pick the red block from the moving belt and hold it up high"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextDecoderLayer,
@@ -118,7 +119,8 @@ class PlainModel(nn.Module):
         later = last + counted.long().cumsum(1)
         valid = [told, foreseen, one, steps]
         lengths = torch.tensor([part.shape[1] for part in valid], device=later.device)
-        block = torch.arange(len(BLOCKS), device=later.device).repeat_interleave(lengths)
+        block = torch.arange(len(BLOCKS), device=later.device)
+        block = block.repeat_interleave(lengths, output_size=later.shape[1] + first.shape[2])
         return torch.cat((first, later.expand(3, -1, -1)), dim=2), torch.cat(valid, dim=1), block
 
     # ---- the stack ------------------------------------------------------------------------------------------
@@ -141,8 +143,20 @@ class PlainModel(nn.Module):
         places: tuple[Tensor, Tensor, Tensor],
         tables: tuple[Tensor, Tensor, Tensor] | None,
     ) -> list[Tensor]:
-        layers: list[Any] = [self.stacks[name][number] for name in EXPERTS]
-        cos, sin, mask = self._tables(hidden[0], *places) if tables is None else tables
+        tables = self._tables(hidden[0], *places) if tables is None else tables
+        return self._join(EXPERTS, number, hidden, tables)
+
+    def _join(
+        self,
+        experts: Sequence[str],
+        number: int,
+        hidden: Sequence[Tensor],
+        tables: tuple[Tensor, Tensor, Tensor],
+        cache: Cache | None = None,
+    ) -> list[Tensor]:
+        """One layer of these experts, attended together. cache: what its keys and values are appended to."""
+        layers: list[Any] = [self.stacks[name][number] for name in experts]
+        cos, sin, mask = tables
         queries, keys, values = [], [], []
         for layer, x in zip(layers, hidden, strict=True):
             attention, normed = layer.self_attn, layer.input_layernorm(x)
@@ -152,9 +166,10 @@ class PlainModel(nn.Module):
             values.append(attention.v_proj(normed).view(heads).transpose(1, 2))
         joint = layers[0].self_attn
         query, key = apply_rotary_pos_emb(torch.cat(queries, 2), torch.cat(keys, 2), cos, sin)
-        attended, _ = eager_attention_forward(
-            joint, query, key, torch.cat(values, 2), mask, scaling=joint.scaling
-        )
+        value = torch.cat(values, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, number)
+        attended, _ = eager_attention_forward(joint, query, key, value, mask, scaling=joint.scaling)
         parts = attended.flatten(2).split([x.shape[1] for x in hidden], dim=1)
         done = []
         for layer, x, part in zip(layers, hidden, parts, strict=True):
@@ -165,12 +180,14 @@ class PlainModel(nn.Module):
     def _tables(
         self, like: Tensor, positions: Tensor, valid: Tensor, block: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosines and sines `(B, S, d)`, and the additive mask `(B, 1, S, S)`, in the dtype of `like`.
+        """Cosines and sines `(B, Q, d)`, and the additive mask `(B, 1, Q, S)`, in the dtype of `like`.
 
-        What may not be attended to gets the lowest finite number, as in transformers: −∞ makes a row of padding NaN.
+        positions: of the queries, which are the last Q of the S tokens; with nothing cached all of them. What may not
+        be attended to gets the lowest finite number, as in transformers: −∞ makes a row of padding NaN.
         """
         cos, sin = self.rotary(like, positions)
-        allowed = (block[None, :] <= block[:, None]) & valid[:, None, :] & valid[:, :, None]
+        first = block.shape[0] - positions.shape[2]
+        allowed = (block[None, :] <= block[first:, None]) & valid[:, None, :] & valid[:, first:, None]
         mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
         return cos, sin, mask.masked_fill(~allowed, torch.finfo(like.dtype).min).unsqueeze(1)
 

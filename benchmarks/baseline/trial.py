@@ -5,25 +5,20 @@ does not fit into memory or is hardly faster than the one before.
 """
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import random_batch, synchronize
+from common import peak, random_batch, resident, said_by, synchronize
 
 from baseline.sizes import build
 from baseline.variants import Runner, Variant
 from vla_mot.batch import Batch
 from vla_mot.model.model import VlaMotModel
-
-_BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -52,24 +47,13 @@ class Setup:
 
 def tried(setup: Setup) -> Iterator[dict[str, Any]]:
     """Run a setup in a new process; what it says about each batch size. Raises RuntimeError when it dies."""
-    paths = [str(_BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    environment.setdefault(
-        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
-    )  # sizes change within the process
-    command = [sys.executable, "-m", "baseline.trial", json.dumps(asdict(setup))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            yield json.loads(line)
-    if process.returncode:
-        raise RuntimeError(f"the trial of {setup.variant!r} died; what it said stands above.")
+    return said_by("baseline.trial", asdict(setup), setup.variant)
 
 
 def main() -> None:
     """Measure, and say so."""
     setup = Setup(**json.loads(sys.argv[1]))
-    before = _resident()
+    before = resident()
     model = setup.model()
     runner, rate = Runner(model, Variant.of(setup.variant), setup.device), 0.0
     for size in setup.batches:
@@ -99,7 +83,7 @@ def _measure(setup: Setup, model: VlaMotModel, runner: Runner, size: int, before
         losses.append(runner.step(batch))
         synchronize(setup.device)
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak": _peak(setup.device, before), "loss": losses[0]}
+    return {"seconds": seconds, "peak": peak(setup.device, before), "loss": losses[0]}
 
 
 def training_batch(setup: Setup, model: VlaMotModel, size: int) -> Batch:
@@ -113,20 +97,6 @@ def training_batch(setup: Setup, model: VlaMotModel, size: int) -> Batch:
         for frames in (seen.images, batch.future.unsqueeze(2))
     )
     return replace(batch, observation=replace(seen, latents=past), future_latents=future.squeeze(2))
-
-
-def _peak(device: str, before: int) -> int:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    # Not of getrusage, which begins at what the process held that started this one.
-    return _resident("VmHWM") - before
-
-
-def _resident(kind: str = "VmRSS") -> int:
-    """Bytes of memory that this process holds; `VmHWM`: held at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    [told] = [line.split() for line in lines if line.startswith(f"{kind}:")]
-    return 1024 * int(told[1])
 
 
 if __name__ == "__main__":

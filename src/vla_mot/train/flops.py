@@ -59,8 +59,8 @@ def count_cost(model: VlaMotModel, train: TrainConfig, latents: torch.dtype | No
     recompute, model.stack.recompute = model.stack.recompute, "none"
     batch = stand_in(model, 1, "meta", torch.float32)  # frames are encoded for themselves, see below
     noise, level = draw_noise(batch, train.action_draws, 0, 0, model.config.noise_level)
-    forward, losses = _counted(lambda: model(batch, noise, level))
-    backward, _ = _counted(objective(losses, train.foresight_weight).total.backward)
+    forward, losses = count_flops(lambda: model(batch, noise, level))
+    backward, _ = count_flops(objective(losses, train.foresight_weight).total.backward)
     model.zero_grad(set_to_none=True)
     model.stack.recompute = recompute
     watched.remove()
@@ -73,10 +73,10 @@ def _encoding(model: VlaMotModel) -> int:
     with without_numbers(model.tokenizer):  # it turns autocast off, which knows no meta device
         batch = stand_in(model, 1, "cpu")
         frames = torch.cat((batch.observation.images, batch.future.unsqueeze(2)), dim=2)
-        return _counted(lambda: model.encode_frames(frames))[0]
+        return count_flops(lambda: model.encode_frames(frames))[0]
 
 
-def _counted[T](act: Callable[[], T]) -> tuple[int, T]:
+def count_flops[T](act: Callable[[], T]) -> tuple[int, T]:
     """FLOPs of what `act` does, and what it returns."""
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         result = act()
