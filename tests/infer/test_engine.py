@@ -197,14 +197,9 @@ def test_without_any_camera_it_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3_vl", "internvl3"])
-def test_compiled_is_the_same_and_compiles_nothing_twice(family):
-    engine = Engine(tiny_model(family=family).eval(), EngineConfig("compiled"))
-    one, all_rows = observed(slice(0, 1)), observed()
-    for observation in (one, all_rows):
-        assert_same(engine, observation)
+def test_compiled_is_the_same_and_compiles_nothing_twice():
+    engine = Engine(tiny_model().eval(), EngineConfig("compiled"))
+    assert_same(engine, observed(slice(0, 1)))
     with torch.compiler.set_stance("fail_on_recompile"):
         for seed in (1, 2):
-            for rows in (slice(0, 1), slice(None)):
-                again = observed(rows, seed)
-                assert_same(engine, again)
+            assert_same(engine, observed(slice(0, 1), seed))
