@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.infer.tiny_policy import GRIPPER, HEAD, frames, states, tiny_policy
 from vla_mot.batch import ActionChunk
 from vla_mot.errors import ConfigError
+from vla_mot.flow.solvers import Guide
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
 
@@ -21,10 +22,15 @@ class Watched(Policy):
         self.asked: list[dict[str, Tensor]] = []
 
     def predict(
-        self, images: Mapping[str, Tensor], state: Tensor, instructions: Sequence[str], noise: Tensor
+        self,
+        images: Mapping[str, Tensor],
+        state: Tensor,
+        instructions: Sequence[str],
+        noise: Tensor,
+        guide: Guide | None = None,
     ) -> ActionChunk:
         self.asked.append({**images, "state": state, "noise": noise})
-        return super().predict(images, state, instructions, noise)
+        return super().predict(images, state, instructions, noise, guide)
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.infer.chunking import NAIVE, Chunking
+from vla_mot.infer.inference import SimulatedInference
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
 from vla_mot.robots.embodiment import CAMERA_PREFIX, Embodiment
@@ -49,20 +51,31 @@ class PolicyController:
 
     history: `past`, or `present` to replace the history frame by the present one.
     instruction: `own`, or `other` to give the instruction for something else in the same scene.
+    chunks: what is done with chunks in time.
+    delay: control steps from the observation to the arrival of its chunk, as if inference took that long. Meanwhile the
+        robot goes on with what it has; at the start, when it has nothing, it holds still while the world moves on.
     """
 
-    def __init__(self, policy: Policy, history: str = "past", instruction: str = "own") -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        history: str = "past",
+        instruction: str = "own",
+        chunks: Chunking = NAIVE,
+        delay: int = 0,
+    ) -> None:
         if instruction not in _INSTRUCTIONS:
             raise ConfigError(unknown_name("instruction", instruction, _INSTRUCTIONS))
         self.policy, self.history, self.instruction = policy, history, instruction
-        self._session = Session(policy, [], history=history)
+        self.chunks, self.delay = chunks, delay
+        self._session = self._start([])
         self._instructions: list[str] = []
 
     def begin(self, envs: Sequence[gym.Env], seeds: Sequence[int]) -> list[str]:
         """See `Controller`. Raises ConfigError when the environment has no such instruction, or is another robot's."""
         for env in envs:
             require_robot(env, self.policy.robot.embodiment)
-        self._session = Session(self.policy, seeds, history=self.history)
+        self._session = self._start(seeds)
         self._instructions = [attribute(env, _INSTRUCTIONS[self.instruction]) for env in envs]
         return list(self._instructions)
 
@@ -86,6 +99,10 @@ class PolicyController:
         arrays = to_bytes(pictures.movedim(1, -1)).cpu().numpy()
         cameras = self.policy.robot.embodiment.present_cameras
         return {key.removeprefix(CAMERA_PREFIX): arrays[slot] for slot, key in cameras if slot < len(arrays)}
+
+    def _start(self, seeds: Sequence[int]) -> Session:
+        late = SimulatedInference(self.policy, self.delay)
+        return Session(self.policy, seeds, history=self.history, chunks=self.chunks, inference=late)
 
 
 class FunctionController:

@@ -1,9 +1,9 @@
 """An episode: the frames that have been seen and the actions that are still to be executed.
 
-Legend: `B` robots that run in step, `h`/`w` a camera's own pixels, `S` state dims, `D` action dims.
+Legend: `B` robots that run in step, `h`/`w` a camera's own pixels, `S` state dims, `D` action dims, `L` chunk steps,
+`A` padded action dims.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,32 +11,54 @@ from torch import Tensor
 
 from vla_mot.batch import ActionChunk
 from vla_mot.errors import ConfigError
+from vla_mot.infer.chunking import NAIVE, Chunking
+from vla_mot.infer.chunks import Bend, TimedChunk
+from vla_mot.infer.holding import Holding
+from vla_mot.infer.inference import Answer, Inference, Question, SimulatedInference
+from vla_mot.infer.memory import HISTORY_FRAMES, FrameMemory
 from vla_mot.infer.policy import Policy
+from vla_mot.infer.timing import Timing
 
-HISTORY_FRAMES = ("past", "present")
+__all__ = ["HISTORY_FRAMES", "Session"]
 
 
 class Session:
     """Feeds a policy one observation per control step and hands out one action per step.
 
     Frames arrive at the embodiment's rate; the frame of m steps ago is the history (the first frame stands in
-    until m frames were seen). A new chunk is predicted when `n_action_steps` actions were handed out.
+    until m frames were seen). By default a new chunk is predicted, within the step, when `n_action_steps` actions were
+    handed out.
 
     seeds: one per robot; they key the sampling noise, so an episode is repeatable whatever runs beside it.
     history: `present` feeds the present frame twice instead of the past one, to measure what history is worth.
+    chunks: what is done with chunks in time.
+    inference: where predictions are made, and how long they take; by default here, in no control step.
+    holding: what the robot does while there is no action, which only happens when inference takes time.
     """
 
-    def __init__(self, policy: Policy, seeds: Sequence[int], *, history: str = "past") -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        seeds: Sequence[int],
+        *,
+        history: str = "past",
+        chunks: Chunking = NAIVE,
+        inference: Inference | None = None,
+        holding: Holding | None = None,
+    ) -> None:
         if history not in HISTORY_FRAMES:
             raise ConfigError(f"history must be one of {', '.join(HISTORY_FRAMES)}, got {history!r}.")
         self.policy = policy
         self.history = history
-        self._seeds = list(seeds)
-        self._offset = policy.spec.model.offset(policy.robot.embodiment)
-        self._frames: dict[str, deque[Tensor]] = {}
-        self._queue: deque[Tensor] = deque()
-        self._calls = 0
+        self.timing = Timing()
         self.foresight: Tensor | None = None
+        self._seeds = list(seeds)
+        self._frames = FrameMemory(policy.spec.model.offset(policy.robot.embodiment))
+        self._chunks = chunks.start(policy.spec.sampler.n_action_steps)
+        self._inference = SimulatedInference(policy) if inference is None else inference
+        self._holding = Holding(policy.robot.embodiment) if holding is None else holding
+        self._rows: Tensor | None = None  # of the robots that were kept since the question under way
+        self._calls = 0
 
     def act(self, images: Mapping[str, Tensor], state: Tensor, instruction: str | Sequence[str]) -> Tensor:
         """Return the next action `(B, D)` (or `(D,)` when unbatched tensors were given).
@@ -45,59 +67,97 @@ class Session:
         state: `(B, S)` or `(S,)` in physical units. instruction: one string, or B.
         """
         single = state.dim() == 1
-        if single:
-            state, images = state[None], {key: image[None] for key, image in images.items()}
-        instructions = [instruction] * len(state) if isinstance(instruction, str) else list(instruction)
+        images, state, instructions = batched(images, state, instruction)
         if len(self._seeds) != len(state):
             raise ConfigError(
                 f"{len(self._seeds)} seed(s) were given for {len(state)} robots; each needs one."
             )
         self.remember(images)
-        if not self._queue:
-            chunk = self.predict(state, instructions)
-            self._queue.extend(chunk.actions[:, : self.policy.spec.sampler.n_action_steps].unbind(1))
-        action = self._queue.popleft()
+        self._exchange(state, instructions)
+        action = self._chunks.action(self._frames.step)
+        self.timing.stepped(has_action=action is not None)
+        action = self._holding.next(action, state)
         return action[0] if single else action
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with only these robots, in this order; what they have seen and still have to do stays theirs."""
         index = torch.as_tensor(list(rows), dtype=torch.int64)
         self._seeds = [self._seeds[row] for row in rows]
-        for kept in self._frames.values():
-            sliced = [image[index.to(image.device)] for image in kept]
-            kept.clear()
-            kept.extend(sliced)
-        self._queue = deque(action[index.to(action.device)] for action in self._queue)
+        self._frames.keep(rows)
+        self._chunks.keep(rows)
+        self._holding.keep(rows)
+        if self._inference.busy:
+            self._rows = index if self._rows is None else self._rows[index]
         if self.foresight is not None:
             self.foresight = self.foresight[index.to(self.foresight.device)]
 
-    def remember(self, images: Mapping[str, Tensor]) -> None:
+    def remember(self, images: Mapping[str, Tensor], steps: int = 1) -> None:
         """Take in the frames `(B, 3, h, w)` of one control step; `act` does it by itself.
 
-        Raises ConfigError when a camera fell silent: an old picture must not stand in for a missing one.
+        steps: control steps since the last frames. Raises ConfigError when a camera fell silent.
         """
-        silent = self._frames.keys() - images.keys()
-        if silent:
-            raise ConfigError(
-                f"cameras {', '.join(sorted(silent))} gave pictures before, but not now; "
-                f"got {', '.join(sorted(images)) or 'none'}."
-            )
-        for key, image in images.items():
-            kept = self._frames.setdefault(key, deque(maxlen=self._offset + 1))
-            kept.append(image)
+        self._frames.add(images, steps)
 
-    def predict(self, state: Tensor, instructions: Sequence[str], noise: Tensor | None = None) -> ActionChunk:
-        """Predict a whole chunk from the frames remembered last; the queue of `act` stays as it is.
+    def predict(
+        self,
+        state: Tensor,
+        instructions: Sequence[str],
+        noise: Tensor | None = None,
+        bend: Bend | None = None,
+    ) -> ActionChunk:
+        """Predict a whole chunk from the frames remembered last; the actions of `act` stay as they are.
 
         state: `(B, S)` in physical units. noise: `(B, L, A)`, by default keyed by the seeds and the number of calls.
+        bend: what guides the flow that starts from the noise.
         """
-        pairs = {
-            key: torch.stack((kept[0] if self.history == "past" else kept[-1], kept[-1]), dim=1)
-            for key, kept in self._frames.items()
-        }
+        chunk = self.question(state, instructions, noise, bend).put(self.policy)
+        self.foresight = chunk.foresight
+        return chunk
+
+    def question(
+        self,
+        state: Tensor,
+        instructions: Sequence[str],
+        noise: Tensor | None = None,
+        bend: Bend | None = None,
+    ) -> Question:
+        """What `predict` asks, to be put elsewhere."""
         if noise is None:
             noise = self.policy.noise(self._seeds, self._calls)
-        chunk = self.policy.predict(pairs, state, instructions, noise)
-        self.foresight = chunk.foresight
         self._calls += 1
-        return chunk
+        return Question(self._frames.pairs(self.history), state, instructions, noise, bend)
+
+    def _exchange(self, state: Tensor, instructions: Sequence[str]) -> None:
+        """Take the chunk that has arrived, if any, and ask for the next one if it is due."""
+        step, inference = self._frames.step, self._inference
+        self._receive(inference.answer(step))
+        delay = inference.expected_delay
+        if inference.busy or not self._chunks.due(step, delay):
+            return
+        bend = self._chunks.continuation(step, delay, state, self.policy.processor)
+        inference.ask(self.question(state, instructions, bend=bend), step)
+        self.timing.asked += 1
+        self._receive(inference.answer(step))
+
+    def _receive(self, answer: Answer | None) -> None:
+        if answer is None:
+            return
+        chunk = answer.chunk if self._rows is None else answer.chunk[self._rows]
+        self._rows = None
+        self.foresight = chunk.foresight
+        timed = TimedChunk(answer.asked, chunk.actions)
+        self.timing.arrived(self._frames.step - answer.asked, answer.seconds)
+        if timed.end <= self._frames.step:
+            self.timing.stale += 1
+            return
+        self.timing.used += 1
+        self._chunks.add(timed)
+
+
+def batched(
+    images: Mapping[str, Tensor], state: Tensor, instruction: str | Sequence[str]
+) -> tuple[Mapping[str, Tensor], Tensor, list[str]]:
+    """What was seen of one robot as of a batch of one; one string as the instruction of all."""
+    if state.dim() == 1:
+        state, images = state[None], {key: image[None] for key, image in images.items()}
+    return images, state, [instruction] * len(state) if isinstance(instruction, str) else list(instruction)

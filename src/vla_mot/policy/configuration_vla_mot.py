@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+from lerobot.policies.rtc import RTCConfig
 
 from vla_mot.errors import ConfigError
 from vla_mot.hub.spec import PolicySpec
@@ -58,6 +59,13 @@ class VlaMotConfig(PreTrainedConfig):
 
     # Seed of the first episode's sampling noise; every further episode of a process takes the next number.
     sampling_seed: int = 0
+
+    # Real-time chunking, which `lerobot-rollout --inference.type=rtc` switches on. `guided` pulls a new chunk towards
+    # the last one, `frozen` fixes what will be executed meanwhile; `identity` saves `exact`'s way back through the
+    # denoiser. See `vla_mot.infer.rtc`.
+    rtc_config: RTCConfig | None = None
+    rtc_mode: str = "guided"
+    rtc_jacobian: str = "exact"
 
     # λ of the loss L_act + λ·L_gen, and noise draws per sample that share its prefix.
     foresight_weight: float = 0.01

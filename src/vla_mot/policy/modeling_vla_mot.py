@@ -6,7 +6,8 @@ Legend: `B` batch, `K` noise draws, `L` chunk steps, `A` padded action dims, `D`
 """
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,8 +25,10 @@ from vla_mot.hub.manifest import write_manifest
 from vla_mot.hub.native import save_policy
 from vla_mot.hub.spec import PolicySpec, SamplerConfig, WeightsDtype
 from vla_mot.hub.tokenizer_files import portable
+from vla_mot.infer.chunks import Bend
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
+from vla_mot.infer.rtc import continue_chunk
 from vla_mot.infer.session import Session
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
@@ -35,6 +38,7 @@ from vla_mot.policy.configuration_released import ReleasedConfig
 from vla_mot.policy.configuration_vla_mot import VlaMotConfig
 from vla_mot.policy.features import dataset_embodiment, dataset_statistics
 from vla_mot.policy.inputs import instructions, pictures, state_now, training_batch
+from vla_mot.policy.real_time import real_left_over, rtc_options
 from vla_mot.robots.actions import ABSOLUTE
 from vla_mot.robots.catalog import find_embodiment, known_embodiments
 from vla_mot.robots.embodiment import Embodiment
@@ -83,6 +87,9 @@ class VlaMotPolicy(PreTrainedPolicy):
         self._session: Session | None = None
         self._robots = 0
         self._next_seed = config.sampling_seed
+        self.clock: Callable[[], float] = time.monotonic  # seconds
+        self._called: float | None = None
+        self.init_rtc_processor()
 
     # ---- checkpoints ----------------------------------------------------------------------------------------
 
@@ -220,26 +227,76 @@ class VlaMotPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the frames and actions of an episode. The next one takes fresh seeds."""
         self._session = None
+        self._called = None
+
+    def supports_rtc(self) -> bool:
+        """Yes: see `predict_action_chunk`. LeRobot asks."""
+        return True
+
+    def init_rtc_processor(self) -> None:
+        """Read `config.rtc_config`; LeRobot calls it after having set that. Raises ConfigError for an unfit value."""
+        self._rtc = rtc_options(self.config)
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any]) -> Tensor:
         """The next action `(B, D)` of B robots, in physical units; call it at every control step.
 
         Frames are remembered, so that the one of m steps ago is the history (the first one until then).
+        Raises ConfigError with real-time chunking, which needs to know when a chunk takes over.
         """
+        if self._rtc is not None:
+            raise ConfigError(
+                "real-time chunking (rtc_config.enabled) works through predict_action_chunk, not select_action: use "
+                "`lerobot-rollout --inference.type=rtc`, or leave rtc_config out."
+            )
         images, state, tasks = self._observed(batch)
         return self._episode(len(state)).act(images, state, tasks)
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
-        """A whole chunk `(B, L, D)` in physical units; the history is the frame of m calls ago.
+    def predict_action_chunk(
+        self,
+        batch: Mapping[str, Any],
+        noise: Tensor | None = None,
+        *,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """A whole chunk `(B, L, D)`, absolute in physical units; the history is the frame of m calls ago.
 
         noise: `(B, L, A)` to start from; by default keyed by the episode's seed and the number of the call.
+        The others are LeRobot's for real-time chunking, and without effect unless `rtc_config` enables it.
+        inference_delay: control steps until this chunk takes over. prev_chunk_left_over: `(R, D)` or `(B, R, D)`, what
+            is left of the chunk that this method returned before. execution_horizon: instead of `rtc_config`'s.
+        With real-time chunking, calls come when the queue runs low: then the history is the frame that was seen nearest
+        to m control steps ago by the clock, if the embodiment states its rate.
         """
         images, state, tasks = self._observed(batch)
         session = self._episode(len(state))
-        session.remember(images)
-        return session.predict(state, tasks, noise).actions
+        session.remember(images, self._steps_since())
+        bend = self._continuation(prev_chunk_left_over, inference_delay or 0, execution_horizon, state)
+        return session.predict(state, tasks, noise, bend).actions
+
+    def _continuation(
+        self, left_over: Tensor | None, delay: int, horizon: int | None, state: Tensor
+    ) -> Bend | None:
+        """What makes the next chunk go on with what is left of the last one."""
+        processor = self._policy.processor
+        if self._rtc is None:
+            return None
+        real = real_left_over(left_over, len(state), processor.embodiment.action_dim)
+        if real is None:
+            return None
+        options = self._rtc if horizon is None else replace(self._rtc, overlap=horizon)
+        return lambda noise: continue_chunk(options, real, delay, state, noise, processor)
+
+    def _steps_since(self) -> int:
+        """Control steps since the last call: one, except with real-time chunking."""
+        fps, now, before = self._policy.robot.embodiment.fps, self.clock(), self._called
+        self._called = now
+        if self._rtc is None or fps is None or before is None:
+            return 1
+        return max(1, round((now - before) * fps))
 
     @property
     def foresight(self) -> Tensor | None:

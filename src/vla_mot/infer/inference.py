@@ -1,0 +1,105 @@
+"""A question to a policy, its answer, and how long the answer takes: no time, simulated time, or real time.
+
+Legend: `B` robots, `L` chunk steps, `A` padded action dims, `S` real state dims, `h`/`w` a camera's own pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vla_mot.batch import ActionChunk
+from vla_mot.infer.chunks import Bend
+from vla_mot.infer.policy import Policy
+from vla_mot.options import at_least
+
+
+class LateInferenceError(RuntimeError):
+    """No chunk came in time, for longer than was allowed."""
+
+
+class InferenceError(RuntimeError):
+    """A prediction beside the control loop failed; its cause is attached."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything that a prediction needs, so that it can be made elsewhere while the robot goes on.
+
+    images: camera → history and present `(B, 2, 3, h, w)`. state: `(B, S)` in physical units. noise: `(B, L, A)`.
+    bend: what guides the flow that starts from the noise.
+    """
+
+    images: Mapping[str, Tensor]
+    state: Tensor
+    instructions: Sequence[str]
+    noise: Tensor
+    bend: Bend | None = None
+
+    def put(self, policy: Policy) -> ActionChunk:
+        """Ask, and wait for the chunk."""
+        noise = self.noise.to(policy.device)
+        guide = None if self.bend is None else self.bend(noise)
+        return policy.predict(self.images, self.state, self.instructions, noise, guide)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A chunk. asked: at which control step. seconds: how long its prediction took."""
+
+    chunk: ActionChunk
+    asked: int
+    seconds: float
+
+
+class Inference(Protocol):
+    """Answers one question at a time."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a question is under way; then none may be asked."""
+
+    @property
+    def expected_delay(self) -> int:
+        """Control steps that the next answer will take."""
+
+    def ask(self, question: Question, step: int) -> None:
+        """Hand in a question at a control step; returns at once, or when a simulated one is computed."""
+
+    def answer(self, step: int) -> Answer | None:
+        """The answer to the question under way, as soon as it is there."""
+
+
+class SimulatedInference:
+    """Answers `delay` control steps after the question: the arithmetic of latency without its time.
+
+    With delay 0 the loop waits for its chunk within the step, as a plain session does.
+    """
+
+    def __init__(self, policy: Policy, delay: int = 0) -> None:
+        at_least(0, {"delay": delay})
+        self._policy, self._delay = policy, delay
+        self._answer: Answer | None = None
+
+    @property
+    def busy(self) -> bool:
+        """See `Inference`."""
+        return self._answer is not None
+
+    @property
+    def expected_delay(self) -> int:
+        """See `Inference`."""
+        return self._delay
+
+    def ask(self, question: Question, step: int) -> None:
+        """See `Inference`."""
+        assert self._answer is None, "one question at a time"
+        self._answer = Answer(question.put(self._policy), step, 0.0)
+
+    def answer(self, step: int) -> Answer | None:
+        """See `Inference`."""
+        if self._answer is None or step < self._answer.asked + self._delay:
+            return None
+        found, self._answer = self._answer, None
+        return found
