@@ -164,6 +164,17 @@ def test_bfloat16_stays_near_the_model_in_bfloat16():
     assert (found - exact).abs().mean() < 1.5 * (rounded - exact).abs().mean() + 1e-3
 
 
+@pytest.mark.parametrize(("how", "most"), [("int8", 0.02), ("fp8", 0.06)])
+def test_eight_bits_of_the_action_expert_move_actions_a_little(how, most):
+    model = tiny_model().eval()
+    exact = model.sample(observed(), noise_for(observed()), 3, 3)[0]
+    found = static(model, quantize=how).sample(observed(), noise_for(observed()), 3, 3)[0]
+    assert 0 < (found - exact).abs().mean() < most * exact.abs().mean()
+    assert torch.equal(model.sample(observed(), noise_for(observed()), 3, 3)[0], exact), (
+        "the model keeps its own"
+    )
+
+
 def test_weights_keep_names_values_and_files(tmp_path):
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -6,6 +6,7 @@ from typing import Literal
 from vla_mot.options import at_least, fit
 
 Kind = Literal["static", "compiled"]
+Quantize = Literal["none", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class EngineConfig:
         same.
     generation: let the generation expert run at all. Without it the model neither sees history nor foresees: other
         actions.
+    quantize: weights of the action expert in 8 bits, where torchao is installed: other actions, see `quantize`.
     understanding_every: look with the understanding expert at every so many-th call only; in between actions are
         chosen from fresh frames of the generation expert and what was understood then: other actions.
     """
@@ -28,10 +30,12 @@ class EngineConfig:
     text_multiple: int = 8
     foresight: bool = True
     generation: bool = True
+    quantize: Quantize = "none"
     understanding_every: int = 1
 
     def __post_init__(self) -> None:
         fit(Kind, "engine.kind", self.kind)
+        fit(Quantize, "engine.quantize", self.quantize)
         at_least(
             1,
             {

@@ -26,6 +26,7 @@ from vla_mot.flow.solvers import Guide, Solver, evaluated_levels, integrate
 from vla_mot.infer.engine.config import EngineConfig
 from vla_mot.infer.engine.graphs import Recorded
 from vla_mot.infer.engine.plan import Form, Plan, Stage, make_plan
+from vla_mot.infer.engine.quantize import quantized
 from vla_mot.infer.engine.stages import Stages
 from vla_mot.model.model import Prefix, VlaMotModel
 from vla_mot.nn.fused import FusedLayer
@@ -66,10 +67,11 @@ class Engine:
     def __init__(self, model: VlaMotModel, config: EngineConfig) -> None:
         self.model, self.config = model, config
         self.device = next(model.parameters()).device
-        self._fused = [
+        fused = [
             {name: FusedLayer.of(expert) for name, expert in cast(JointLayer, layer).experts.items()}
             for layer in model.stack.layers
         ]
+        self._fused = quantized(fused, config.quantize)
         self._graphs = config.graphs and self.device.type == "cuda"
         self._forms: dict[Form, _Form] = {}
         self._plans: dict[Any, Plan] = {}
