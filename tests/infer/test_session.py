@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,10 @@ class Watched(Policy):
         instructions: Sequence[str],
         noise: Tensor,
         guide: Guide | None = None,
+        **options: Any,
     ) -> ActionChunk:
         self.asked.append({**images, "state": state, "noise": noise})
-        return super().predict(images, state, instructions, noise, guide)
+        return super().predict(images, state, instructions, noise, guide, **options)
 
 
 @pytest.fixture
@@ -148,3 +150,14 @@ def test_a_camera_that_falls_silent_is_named(policy):
 def test_as_many_seeds_as_robots_are_needed(policy):
     with pytest.raises(ConfigError, match=r"1 seed.* 2 robots"):
         Session(policy, [0]).act(frames(2), states(2), TASKS[0])
+
+
+def test_a_session_may_understand_less_often_than_it_acts():
+    policy = tiny_policy(n_action_steps=1)
+    slow = policy.compile("static", understanding_every=2)
+    exact, stale = Session(policy, [0]), Session(slow, [0])
+    found = []
+    for step in range(4):
+        pictures, state = frames(1, step), states(1, step)
+        found.append(torch.allclose(*(s.act(pictures, state, "pick it") for s in (exact, stale)), atol=1e-5))
+    assert found == [True, False, True, False]

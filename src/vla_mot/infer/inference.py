@@ -3,7 +3,7 @@
 Legend: `B` robots, `L` chunk steps, `A` padded action dims, `S` real state dims, `h`/`w` a camera's own pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,7 @@ class Question:
     """Everything that a prediction needs, so that it can be made elsewhere while the robot goes on.
 
     images: camera → history and present `(B, 2, 3, h, w)`. state: `(B, S)` in physical units. noise: `(B, L, A)`.
-    bend: what guides the flow that starts from the noise.
+    bend: what guides the flow that starts from the noise. session: whose question it is, see `Policy.predict`.
     """
 
     images: Mapping[str, Tensor]
@@ -36,12 +36,13 @@ class Question:
     instructions: Sequence[str]
     noise: Tensor
     bend: Bend | None = None
+    session: Hashable | None = None
 
     def put(self, policy: Policy) -> ActionChunk:
         """Ask, and wait for the chunk."""
         noise = self.noise.to(policy.device)
         guide = None if self.bend is None else self.bend(noise)
-        return policy.predict(self.images, self.state, self.instructions, noise, guide)
+        return policy.predict(self.images, self.state, self.instructions, noise, guide, session=self.session)
 
 
 @dataclass(frozen=True)

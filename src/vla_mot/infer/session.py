@@ -59,6 +59,7 @@ class Session:
         self._holding = Holding(policy.robot.embodiment) if holding is None else holding
         self._rows: Tensor | None = None  # of the robots that were kept since the question under way
         self._calls = 0
+        self._key = object()  # like no other session's
 
     def act(self, images: Mapping[str, Tensor], state: Tensor, instruction: str | Sequence[str]) -> Tensor:
         """Return the next action `(B, D)` (or `(D,)` when unbatched tensors were given).
@@ -125,7 +126,7 @@ class Session:
         if noise is None:
             noise = self.policy.noise(self._seeds, self._calls)
         self._calls += 1
-        return Question(self._frames.pairs(self.history), state, instructions, noise, bend)
+        return Question(self._frames.pairs(self.history), state, instructions, noise, bend, self._key)
 
     def _exchange(self, state: Tensor, instructions: Sequence[str]) -> None:
         """Take the chunk that has arrived, if any, and ask for the next one if it is due."""
