@@ -161,3 +161,37 @@ def test_a_session_may_understand_less_often_than_it_acts():
         pictures, state = frames(1, step), states(1, step)
         found.append(torch.allclose(*(s.act(pictures, state, "pick it") for s in (exact, stale)), atol=1e-5))
     assert found == [True, False, True, False]
+
+
+class Counted(Policy):
+    """A policy that counts the frames it encodes."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.model, policy.spec)
+        self.encoded = 0
+
+    def encode(self, images: Mapping[str, Tensor]) -> Tensor:
+        self.encoded += 1
+        return super().encode(images)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_remembered_latents_are_those_of_the_frames_and_each_is_encoded_once(every):
+    policy = tiny_policy(n_action_steps=every)
+    counted = Counted(policy)
+    plain, remembering = Session(policy, [0, 1]), Session(counted, [0, 1], remember_latents=True)
+    assert torch.allclose(run(remembering, 2, 9), run(plain, 2, 9), atol=1e-5)
+    asked = {step for step in range(9) if step % every == 0}
+    history = {step for step in range(9) if (step + 3) % every == 0}  # of a question asked m = 3 steps later
+    assert counted.encoded == len(asked | history | {0})
+
+
+def test_remembered_latents_follow_the_robots_that_are_kept():
+    policy = tiny_policy(n_action_steps=1)
+    plain, remembering = Session(policy, [0, 1]), Session(policy, [0, 1], remember_latents=True)
+    for session in (plain, remembering):
+        run(session, 2, 3)
+        session.keep([1])
+    pictures = {key: value[1:] for key, value in frames(2, 3).items()}
+    told = (pictures, states(2, 3)[1:], [TASKS[1]])
+    assert torch.allclose(remembering.act(*told), plain.act(*told), atol=1e-5)

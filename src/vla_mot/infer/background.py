@@ -49,6 +49,10 @@ class BackgroundInference:
         assert self._future is None, "one question at a time"
         self._future = self._worker.submit(self._predict, question, step)
 
+    def prepare(self, work: Callable[[Policy], object]) -> None:
+        """See `Inference`; returns at once. What fails shows when it is needed: then it is done again."""
+        self._worker.submit(work, self._policy)
+
     def answer(self, step: int) -> Answer | None:
         """See `Inference`. Raises InferenceError, from its cause, when a prediction failed."""
         for abandoned in [future for future in self._abandoned if future.done()]:

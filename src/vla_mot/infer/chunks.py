@@ -62,6 +62,11 @@ class Chunks:
         length = self._newest.end - self._newest.start
         return step - self._newest.start >= max(1, min(self._every, length - delay))
 
+    def asks_at(self, step: int) -> bool:
+        """Whether, as things go, a question will be asked at this later step."""
+        first = 0 if self._newest is None else self._newest.start
+        return (step - first) % self._every == 0
+
     def continuation(self, step: int, delay: int, state: Tensor, processor: Processor) -> Bend | None:
         """What bends the flow of the chunk that is asked for at `step`; None leaves it alone.
 

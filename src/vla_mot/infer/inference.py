@@ -3,7 +3,7 @@
 Legend: `B` robots, `L` chunk steps, `A` padded action dims, `S` real state dims, `h`/`w` a camera's own pixels.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,8 @@ class Question:
     """Everything that a prediction needs, so that it can be made elsewhere while the robot goes on.
 
     images: camera → history and present `(B, 2, 3, h, w)`. state: `(B, S)` in physical units. noise: `(B, L, A)`.
-    bend: what guides the flow that starts from the noise. session: whose question it is, see `Policy.predict`.
+    bend: what guides the flow that starts from the noise. session: whose question it is. latents: of
+    the images, where they are remembered. See `Policy.predict`.
     """
 
     images: Mapping[str, Tensor]
@@ -37,12 +38,15 @@ class Question:
     noise: Tensor
     bend: Bend | None = None
     session: Hashable | None = None
+    latents: Callable[[Policy], Tensor] | None = None
 
     def put(self, policy: Policy) -> ActionChunk:
         """Ask, and wait for the chunk."""
         noise = self.noise.to(policy.device)
         guide = None if self.bend is None else self.bend(noise)
-        return policy.predict(self.images, self.state, self.instructions, noise, guide, session=self.session)
+        latents = None if self.latents is None else self.latents(policy)
+        told = (self.images, self.state, self.instructions, noise)
+        return policy.predict(*told, guide, session=self.session, latents=latents)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Inference(Protocol):
     def answer(self, step: int) -> Answer | None:
         """The answer to the question under way, as soon as it is there."""
 
+    def prepare(self, work: Callable[[Policy], object]) -> None:
+        """Do what a later question will need, where predictions are made, after the one under way."""
+
 
 class SimulatedInference:
     """Answers `delay` control steps after the question: the arithmetic of latency without its time.
@@ -97,6 +104,10 @@ class SimulatedInference:
         """See `Inference`."""
         assert self._answer is None, "one question at a time"
         self._answer = Answer(question.put(self._policy), step, 0.0)
+
+    def prepare(self, work: Callable[[Policy], object]) -> None:
+        """See `Inference`."""
+        work(self._policy)
 
     def answer(self, step: int) -> Answer | None:
         """See `Inference`."""

@@ -17,11 +17,11 @@ HISTORY_FRAMES = ("past", "present")
 class FrameMemory:
     """Counts control steps from 0, and keeps what m of them need.
 
-    offset: m. step: of the newest frames; -1 before any.
+    offset: m, also readable. step: of the newest frames; -1 before any.
     """
 
     def __init__(self, offset: int) -> None:
-        self._offset = offset
+        self.offset = offset
         self._frames: dict[str, deque[tuple[int, Tensor]]] = {}
         self.step = -1
 
@@ -40,7 +40,7 @@ class FrameMemory:
         for key, image in images.items():
             kept = self._frames.setdefault(key, deque())
             kept.append((self.step, image))
-            while len(kept) > 1 and kept[1][0] <= self.step - self._offset:
+            while len(kept) > 1 and kept[1][0] <= self.step - self.offset:
                 kept.popleft()
 
     def pairs(self, history: str) -> dict[str, Tensor]:
@@ -50,9 +50,21 @@ class FrameMemory:
             `present` takes the present frame twice.
         """
         return {
-            key: torch.stack((self._past(kept) if history == "past" else kept[-1][1], kept[-1][1]), dim=1)
+            key: torch.stack((self._past(kept)[1] if history == "past" else kept[-1][1], kept[-1][1]), dim=1)
             for key, kept in self._frames.items()
         }
+
+    def frame(self, history: str) -> tuple[int, dict[str, Tensor]]:
+        """The control step and the pictures `(B, 3, h, w)` of one half of `pairs`."""
+        found = {
+            key: self._past(kept) if history == "past" else kept[-1] for key, kept in self._frames.items()
+        }
+        return next(iter(found.values()))[0], {key: image for key, (_, image) in found.items()}
+
+    @property
+    def oldest(self) -> int:
+        """The step of the oldest frames that are kept."""
+        return min((kept[0][0] for kept in self._frames.values()), default=0)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with only these robots, in this order."""
@@ -60,7 +72,7 @@ class FrameMemory:
         for key, kept in self._frames.items():
             self._frames[key] = deque((step, image[index.to(image.device)]) for step, image in kept)
 
-    def _past(self, kept: deque[tuple[int, Tensor]]) -> Tensor:
+    def _past(self, kept: deque[tuple[int, Tensor]]) -> tuple[int, Tensor]:
         """Frames need not come at every step: two of them may lie around the wanted one. The older one wins a tie."""
-        wanted = self.step - self._offset
-        return min(list(kept)[:2], key=lambda pair: abs(pair[0] - wanted))[1]
+        wanted = self.step - self.offset
+        return min(list(kept)[:2], key=lambda pair: abs(pair[0] - wanted))

@@ -173,16 +173,32 @@ class Policy:
         state: `(B, S)` in physical units. instructions: B strings.
         Raises ConfigError when a camera of the embodiment is missing.
         """
-        missing = [key for _, key in self.robot.embodiment.present_cameras if key not in images]
+        slots = self._slots(images)
+        # An engine reads the masks on the host, and what is small goes to the device with everything else.
+        where = self.device if self.engine is None else "cpu"
+        return self.processor.observation(slots, state.to(where), instructions)
+
+    @torch.no_grad()
+    def encode(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Latents `(B, V, C, h, w)` of frames `(B, 3, h, w)` of one time, for `predict`.
+
+        Raises ConfigError when a camera of the embodiment is missing.
+        """
+        slots = {slot: picture.unsqueeze(1) for slot, picture in self._slots(images).items()}
+        pictures = self.processor.pictures(slots)
+        encode = self.model.encode_frames if self.engine is None else self.engine.encode
+        return encode(pictures).squeeze(2)
+
+    def _slots(self, images: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """Camera slot → its pictures, on the model's device."""
+        cameras = self.robot.embodiment.present_cameras
+        missing = [key for _, key in cameras if key not in images]
         if missing:
             raise ConfigError(
                 f"embodiment {self.robot.embodiment.name!r} expects cameras {', '.join(missing)}; "
                 f"got {', '.join(sorted(images)) or 'none'}."
             )
-        slots = {slot: images[key].to(self.device) for slot, key in self.robot.embodiment.present_cameras}
-        # An engine reads the masks on the host, and what is small goes to the device with everything else.
-        where = self.device if self.engine is None else "cpu"
-        return self.processor.observation(slots, state.to(where), instructions)
+        return {slot: images[key].to(self.device, non_blocking=True) for slot, key in cameras}
 
     def predict(
         self,
@@ -192,13 +208,17 @@ class Policy:
         noise: Tensor,
         guide: Guide | None = None,
         session: Hashable | None = None,
+        latents: Tensor | None = None,
     ) -> ActionChunk:
         """Predict one chunk per robot, `(B, L, D)` absolute actions in physical units, and the foresight.
 
         images, state, instructions as in `observe`. noise: `(B, L, A)`, see `noise`. guide: bends the flow on its way.
         session: whose episode it is, for engines that remember what was understood (`Engine.sample`).
+        latents: `(B, V, 2, C, h, w)` of history and present where `encode` made them before.
         """
         observation = self.observe(images, state, instructions)
+        if latents is not None:
+            observation = replace(observation, latents=latents)
         sampler, width = self.spec.sampler, self.robot.embodiment.action_dim
         sample = self.model.sample if self.engine is None else self.engine.sample
         noise = noise.to(self.device, non_blocking=True)

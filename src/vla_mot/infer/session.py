@@ -5,6 +5,7 @@ Legend: `B` robots that run in step, `h`/`w` a camera's own pixels, `S` state di
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from vla_mot.infer.chunking import NAIVE, Chunking
 from vla_mot.infer.chunks import Bend, TimedChunk
 from vla_mot.infer.holding import Holding
 from vla_mot.infer.inference import Answer, Inference, Question, SimulatedInference
+from vla_mot.infer.latents import FrameLatents
 from vla_mot.infer.memory import HISTORY_FRAMES, FrameMemory
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.timing import Timing
@@ -33,6 +35,8 @@ class Session:
     history: `present` feeds the present frame twice instead of the past one, to measure what history is worth.
     chunks: what is done with chunks in time.
     inference: where predictions are made, and how long they take; by default here, in no control step.
+    remember_latents: every frame is encoded once. The one that will be history is encoded when it arrives, so that a
+        prediction encodes the present alone. Actions are equal but for rounding.
     holding: what the robot does while there is no action, which only happens when inference takes time.
     """
 
@@ -45,6 +49,7 @@ class Session:
         chunks: Chunking = NAIVE,
         inference: Inference | None = None,
         holding: Holding | None = None,
+        remember_latents: bool = False,
     ) -> None:
         if history not in HISTORY_FRAMES:
             raise ConfigError(f"history must be one of {', '.join(HISTORY_FRAMES)}, got {history!r}.")
@@ -58,6 +63,7 @@ class Session:
         self._inference = SimulatedInference(policy) if inference is None else inference
         self._holding = Holding(policy.robot.embodiment) if holding is None else holding
         self._rows: Tensor | None = None  # of the robots that were kept since the question under way
+        self._latents = FrameLatents() if remember_latents else None
         self._calls = 0
         self._key = object()  # like no other session's
 
@@ -75,6 +81,7 @@ class Session:
             )
         self.remember(images)
         self._exchange(state, instructions)
+        self._prepare()
         action = self._chunks.action(self._frames.step)
         self.timing.stepped(has_action=action is not None)
         action = self._holding.next(action, state)
@@ -85,6 +92,8 @@ class Session:
         index = torch.as_tensor(list(rows), dtype=torch.int64)
         self._seeds = [self._seeds[row] for row in rows]
         self._frames.keep(rows)
+        if self._latents is not None:
+            self._latents.keep(index)
         self._chunks.keep(rows)
         self._holding.keep(rows)
         if self._inference.busy:
@@ -98,6 +107,8 @@ class Session:
         steps: control steps since the last frames. Raises ConfigError when a camera fell silent.
         """
         self._frames.add(images, steps)
+        if self._latents is not None:
+            self._latents.forget(self._frames.oldest)
 
     def predict(
         self,
@@ -126,7 +137,18 @@ class Session:
         if noise is None:
             noise = self.policy.noise(self._seeds, self._calls)
         self._calls += 1
-        return Question(self._frames.pairs(self.history), state, instructions, noise, bend, self._key)
+        pairs, latents = self._frames.pairs(self.history), None
+        if self._latents is not None:
+            past, present = self._frames.frame(self.history), self._frames.frame("present")
+            latents = partial(self._latents.pair, past=past, present=present)
+        return Question(pairs, state, instructions, noise, bend, self._key, latents)
+
+    def _prepare(self) -> None:
+        """Encode the present frame where it will be history of a later question."""
+        step = self._frames.step
+        if self._latents is not None and self._chunks.asks_at(step + self._frames.offset):
+            present = self._frames.frame("present")
+            self._inference.prepare(partial(self._latents.of, step=step, images=present[1]))
 
     def _exchange(self, state: Tensor, instructions: Sequence[str]) -> None:
         """Take the chunk that has arrived, if any, and ask for the next one if it is due."""

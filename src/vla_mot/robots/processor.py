@@ -58,13 +58,9 @@ class Processor:
             all are uint8 of the model's size the observation's are uint8, otherwise float32.
         state: `(B, state_dim)` in physical units. instructions: B strings.
         """
-        if not images:
-            raise ConfigError(f"embodiment {self.embodiment.name!r}: no camera image was given.")
-        slots = self.slots or max(images) + 1
-        views = self._views(images)
-        absent = torch.full_like(next(iter(views.values())), 255 if _are_bytes(views) else 1)
-        stacked = torch.stack([views.get(slot, absent) for slot in range(slots)], dim=1)
-        present = torch.tensor([slot in views for slot in range(slots)], device=state.device)
+        stacked = self.pictures(images)
+        slots = stacked.shape[1]
+        present = torch.tensor([slot in images for slot in range(slots)], device=state.device)
         token_ids, token_mask = self.tokenize(instructions)
         return Observation(
             images=stacked,
@@ -73,6 +69,17 @@ class Processor:
             token_ids=token_ids.to(state.device),
             token_mask=token_mask.to(state.device),
         )
+
+    def pictures(self, images: Mapping[int, Tensor]) -> Tensor:
+        """Slot → `(B, T, 3, h, w)` of any number of times → `(B, V, T, 3, H, W)`, ones where a camera is absent.
+
+        Raises ConfigError when none is there.
+        """
+        if not images:
+            raise ConfigError(f"embodiment {self.embodiment.name!r}: no camera image was given.")
+        views = self._views(images)
+        absent = torch.full_like(next(iter(views.values())), 255 if _are_bytes(views) else 1)
+        return torch.stack([views.get(slot, absent) for slot in range(self.slots or max(images) + 1)], dim=1)
 
     def _views(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The pictures at the model's size, all of one dtype.

@@ -75,6 +75,7 @@ class Engine:
         self._graphs = config.graphs and self.device.type == "cuda"
         self._forms: dict[Form, _Form] = {}
         self._plans: dict[Any, Plan] = {}
+        self._encoders: dict[tuple[int, ...], Run] = {}
         self._told: tuple[Any, tuple[Stage, Tensor, Tensor]] | None = None
         self._clock: Callable[[str], Any] = _untimed
         if config.kind == "compiled":
@@ -85,6 +86,7 @@ class Engine:
         """Make everything anew at the next call."""
         self._forms.clear()
         self._plans.clear()
+        self._encoders.clear()
 
     @torch.no_grad()
     def sample(
@@ -118,6 +120,18 @@ class Engine:
             else:
                 actions = self._guided(form, plan, guide, noise, real, num_steps, solver)
         return actions.clone(), foresight
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """`VlaMotModel.encode_frames` of `(B, V, T, 3, H, W)`, in memory of its own."""
+        shape = tuple(pictures.shape)
+        if shape not in self._encoders:
+            run: Run = self.model.encode_frames
+            if self.config.kind == "compiled":
+                run = torch.compile(run, fullgraph=True, dynamic=False)
+            self._encoders[shape] = self._recorded(lambda frames, fixed: run(frames))
+        with self._clock("encode"):
+            return self._encoders[shape](self._here(pictures), fixed=None).clone()
 
     @torch.no_grad()
     def timed(
