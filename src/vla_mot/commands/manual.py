@@ -417,6 +417,38 @@ COMMANDS = (
         hub=("checkpoint",),
     ),
     Command(
+        name="export",
+        module="vla_mot.commands.export",
+        config="export",
+        summary="a policy as programs that run without vla_mot: torch.export, ONNX, AOTInductor",
+        about=(
+            "Writes prefill (pictures, state, instruction to keys and values) and denoise (one velocity), with "
+            "program.json, which says what goes in and comes out and how a robot's numbers are normalized, and golden "
+            "answers; then opens them and compares. ExportedPolicy runs such a folder like any policy."
+        ),
+        keys=(
+            *_OPENING,
+            ("output", "required", "folder of the programs; must be new"),
+            ("format", "torch_export", "onnx, or aoti: compiled ahead of time for this kind of machine"),
+            (
+                "stages",
+                "['prefill', 'denoise']",
+                "also sample (all steps in one), encode (frames to latents)",
+            ),
+            ("batch", "1", "robots at once; null: any number"),
+            ("device", "cpu", "where the programs run; ONNX runs anywhere"),
+            ("dtype", "null", "float32 or bfloat16; null: as stored, or float32 for ONNX"),
+            ("robot", "null", "the embodiment, where the policy knows several; embodiment=… is the same"),
+            ("check", "true", "open what was written and replay the golden answers"),
+        ),
+        examples=(
+            "vla-mot export checkpoint=outputs/demo/policy output=outputs/program",
+            "vla-mot export checkpoint=outputs/demo/policy output=outputs/onnx format=onnx batch=null",
+        ),
+        hub=("checkpoint",),
+        short=(("embodiment", "robot"),),
+    ),
+    Command(
         name="push",
         module="vla_mot.commands.push",
         config="push",
