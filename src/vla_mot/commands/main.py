@@ -31,6 +31,7 @@ _EXTRAS = dict.fromkeys(("gymnasium", "pymunk", "pygame"), "conveyor") | dict.fr
     ("lerobot", "datasets", "av", "pyarrow", "matplotlib", "tensorboard"), "lerobot"
 )
 _EXTRAS |= dict.fromkeys(("hydra_submitit_launcher", "submitit"), "slurm") | {"peft": "peft"}
+_EXTRAS |= dict.fromkeys(("websockets", "msgpack"), "serve")
 _EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
 _HELP = ("-h", "--help")
 

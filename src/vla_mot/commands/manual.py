@@ -396,6 +396,38 @@ COMMANDS = (
         hub=("checkpoint",),
     ),
     Command(
+        name="serve",
+        module="vla_mot.commands.serve",
+        config="serve",
+        summary="a policy behind a websocket, for robots and simulators elsewhere",
+        about=(
+            "Speaks openpi's websocket protocol (msgpack with numpy arrays), so that its clients work unchanged; ours, "
+            "packages/vla_mot_client, needs no torch. Clients have sessions of their own and share batches. Listens "
+            "on this machine alone unless told otherwise, and on others only with a token. SIGTERM answers what "
+            "came and ends. docs/serving.md has the messages."
+        ),
+        keys=(
+            *_OPENING,
+            ("robot", "null", "one that the checkpoint knows; null: all of them"),
+            ("device", "cpu", "where it computes"),
+            ("host", "127.0.0.1", "address to listen on"),
+            ("port", "8000", "0: any that is free"),
+            (
+                "token_file",
+                "null",
+                "file with the token; null: the environment variable VLA_MOT_TOKEN, or none",
+            ),
+            ("tls_cert", "null", "PEM file; and tls_key"),
+            ("max_batch", "8", "requests of different clients that are predicted together"),
+            ("deadline_ms", "null", "answers that come later are errors, unless a request says otherwise"),
+        ),
+        examples=(
+            "vla-mot serve checkpoint=outputs/demo/policy",
+            "vla-mot serve checkpoint=runs/a device=cuda host=0.0.0.0 token_file=token tls_cert=a.pem tls_key=b.pem",
+        ),
+        hub=("checkpoint",),
+    ),
+    Command(
         name="convert",
         module="vla_mot.commands.convert",
         config="convert",

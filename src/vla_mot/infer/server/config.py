@@ -1,0 +1,65 @@
+"""How a server is set up; every limit has a number."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vla_mot.options import at_least, fit, within
+
+MissingHistory = Literal["present", "error"]
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """See conf/serve.yaml, where each key is explained.
+
+    batch_window_ms, deadline_ms: milliseconds. drain_seconds, ping_seconds: seconds. history_tolerance: control steps.
+    rename: key of a client → key of the robot.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    insecure: bool = False
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    seed: int = 0
+    missing_history: MissingHistory = "present"
+    history_tolerance: int = 0
+    rename: Mapping[str, str] = field(default_factory=dict)
+    max_batch: int = 8
+    batch_window_ms: float = 2.0
+    max_waiting: int = 16
+    max_sessions: int = 32
+    max_message_mib: int = 64
+    max_history_mib: int = 64
+    deadline_ms: float | None = None
+    drain_seconds: float = 30.0
+    ping_seconds: float = 20.0
+    warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        fit(MissingHistory, "missing_history", self.missing_history)
+        within(0, 65535, {"port": self.port})
+        within(0, MAX_SEED, {"seed": self.seed})
+        at_least(0, {"batch_window_ms": self.batch_window_ms, "history_tolerance": self.history_tolerance})
+        at_least(0, {"drain_seconds": self.drain_seconds})
+        at_least(0.01, {"ping_seconds": self.ping_seconds})
+        at_least(1, {name: getattr(self, name) for name in ("max_batch", "max_waiting", "max_sessions")})
+        within(1, 1024, {name: getattr(self, name) for name in ("max_message_mib", "max_history_mib")})
+        for name in self.rename.values():
+            fit(str, "rename", name)
+        if self.deadline_ms is not None:
+            at_least(0.001, {"deadline_ms": self.deadline_ms})
+
+    @property
+    def message_bytes(self) -> int:
+        """Largest message that is read."""
+        return self.max_message_mib * 2**20
+
+    @property
+    def history_bytes(self) -> int:
+        """Pictures that are kept of one session."""
+        return self.max_history_mib * 2**20

@@ -1,0 +1,195 @@
+"""From the bytes of a request to the bytes of its reply: everything but the socket.
+
+service = Service({"conveyor": policy}, ServerConfig())   # inside a running event loop
+session = service.open()
+reply = await service.answer(session, message)            # bytes, or the text of an error
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from vla_mot.errors import ConfigError, unknown_name
+from vla_mot.infer.policy import Policy
+from vla_mot.infer.server.batching import Answer, Batcher
+from vla_mot.infer.server.config import ServerConfig
+from vla_mot.infer.server.errors import KINDS, RequestError, invalid
+from vla_mot.infer.server.metadata import metadata
+from vla_mot.infer.server.metrics import Metrics
+from vla_mot.infer.server.observation import Seen, dotted, flatten, read_seen, take_controls
+from vla_mot.infer.server.predicting import Predictor, Row
+from vla_mot.infer.server.sessions import ClientSession, History, Source
+from vla_mot.infer.server.wire import decode, encode
+
+_log = logging.getLogger(__name__)
+_OK, _LEFT = "ok", "left"  # what came of a request, beside the kinds of errors
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request that only the policy can answer now. deadline_ms: after its arrival."""
+
+    row: Row
+    history: History
+    step: int | None
+    deadline_ms: float | None
+
+
+class Service:
+    """One server's policies, queue and counts. policies: name of a robot → the policy that drives it.
+
+    Raises ConfigError without any policy.
+    """
+
+    def __init__(self, policies: Mapping[str, Policy], config: ServerConfig) -> None:
+        if not policies:
+            raise ConfigError(
+                "the checkpoint knows no robot: it holds no statistics, so nothing can be served."
+            )
+        self.policies, self.config = dict(policies), config
+        self._predictor = Predictor(policies)
+        self.metrics = Metrics((_OK, *KINDS, _LEFT), get_args(Source))
+        self.metadata = metadata(self.policies, config)
+        self.stopping = False
+        self._rename = {dotted(theirs): ours for theirs, ours in config.rename.items()}
+        self._sessions = self._answering = 0
+        self._batcher = Batcher(self._predictor.predict, config, self.metrics, self.sessions)
+        self.metrics.gauge("vla_mot_sessions", "connected clients", self.sessions)
+
+    async def warm_up(self) -> None:
+        """Predict once for every robot, where later predictions run."""
+        await self._batcher.run_beside(self._predictor.warm_up)
+
+    def sessions(self) -> int:
+        """Connected clients."""
+        return self._sessions
+
+    def answering(self) -> int:
+        """Requests that came and whose reply was not made yet."""
+        return self._answering
+
+    def full(self) -> RequestError | None:
+        """Why no further client is taken now, if so."""
+        if self.stopping:
+            return RequestError("stopping", "the server ends.")
+        if self._sessions >= self.config.max_sessions:
+            return RequestError("busy", f"{self._sessions} clients are connected, which is all that may be.")
+        return None
+
+    def open(self) -> ClientSession:
+        """A session for one more client. Raises RequestError when there are too many, or the server ends."""
+        if (problem := self.full()) is not None:
+            raise problem
+        self._sessions += 1
+        return ClientSession(self.config)
+
+    def close(self, session: ClientSession) -> None:
+        """The client is gone."""
+        self._sessions -= 1
+
+    async def stop(self) -> None:
+        """Take no more requests, answer those that came within `drain_seconds`, then end the worker."""
+        self.stopping = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.config.drain_seconds
+        while self._answering and loop.time() < until:
+            await asyncio.sleep(0.01)
+        await self._batcher.close()
+
+    def prepare(self, session: ClientSession, message: bytes | str) -> Work | dict[str, Any]:
+        """Read one message into what the policy has to do, or into the reply where it need not do anything.
+
+        Raises RequestError saying what does not fit. Fast, and never touches the model.
+        """
+        if isinstance(message, str):
+            raise invalid("a request is a binary message of msgpack, not a text.")
+        parts = flatten(decode(message), self._rename)
+        asked = take_controls(parts)
+        if asked.reset and not parts and not asked.remember:
+            session.control(asked)
+            return {"reset": True, "seed": session.seed}
+        name = self._robot(asked.embodiment, session)
+        policy = self.policies[name]
+        body, size = policy.robot.embodiment, policy.spec.model.view_size
+        seen = read_seen(parts, body, size, only_images=asked.remember)
+        offset = policy.spec.model.offset(body)
+        session.control(asked)
+        session.drive(name)
+        if asked.step is not None:
+            session.remember(seen, asked.step, offset)
+        if asked.remember:
+            if asked.step is None:
+                raise invalid("remember = true keeps the pictures of a 'step'; say which.")
+            return {"remembered": asked.step}
+        found = session.history(seen, asked.step, offset)
+        row = self._row(name, session, seen, found)
+        limit = asked.deadline_ms if asked.deadline_ms is not None else self.config.deadline_ms
+        return Work(row, found, asked.step, limit)
+
+    async def answer(self, session: ClientSession, message: bytes | str) -> bytes | str:
+        """The reply to one message: bytes, or a text that begins with the kind of its error. Never raises."""
+        self._answering += 1
+        outcome = _LEFT
+        try:
+            if self.stopping:
+                raise RequestError("stopping", "the server ends and takes no more requests.")
+            reply = await self._reply(session, message)
+            outcome = _OK
+            return reply
+        except RequestError as error:
+            outcome = error.kind
+            return str(error)
+        except Exception:
+            outcome = "failed"
+            mark = secrets.token_hex(4)
+            _log.exception("a request failed unexpectedly (%s)", mark)
+            return f"failed: something unexpected; the server's log has it under {mark}."
+        finally:
+            self.metrics.requests.add(outcome)
+            self._answering -= 1
+
+    async def _reply(self, session: ClientSession, message: bytes | str) -> bytes:
+        loop = asyncio.get_running_loop()
+        arrived = loop.time()
+        work = self.prepare(session, message)
+        if isinstance(work, dict):
+            return encode(work)
+        deadline = None if work.deadline_ms is None else arrived + work.deadline_ms / 1000
+        answer = await self._batcher.submit(work.row, deadline)
+        session.calls += 1
+        self.metrics.history.add(work.history.source)
+        seconds = loop.time() - arrived
+        self.metrics.seconds.add(seconds)
+        reply = _reply_of(work, answer, seconds, session.previous_ms)
+        session.previous_ms = seconds * 1000
+        return encode(reply)
+
+    def _robot(self, asked: str | None, session: ClientSession) -> str:
+        if asked is None and session.robot is None and len(self.policies) > 1:
+            raise invalid(f"say embodiment = …: this server drives {', '.join(self.policies)}.")
+        name = asked or session.robot or next(iter(self.policies))
+        if name not in self.policies:
+            raise invalid(unknown_name("embodiment", name[:80], self.policies))
+        return name
+
+    def _row(self, name: str, session: ClientSession, seen: Seen, found: History) -> Row:
+        assert seen.state is not None, "read_seen reads the state unless only_images"
+        return Row(name, found.frame, seen.images, seen.state, seen.instruction, session.seed, session.calls)
+
+
+def _reply_of(work: Work, answer: Answer, seconds: float, previous_ms: float | None) -> dict[str, Any]:
+    """openpi's names for actions and timing; its clients cut every array along the chunk, so there is just one."""
+    server = {"infer_ms": seconds * 1000, "queue_ms": answer.waited * 1000, "batch_size": answer.batch}
+    if previous_ms is not None:
+        server["prev_total_ms"] = previous_ms
+    return {
+        "actions": answer.actions,
+        "server_timing": server,
+        "policy_timing": {"infer_ms": answer.computed * 1000},
+        "history": {"source": work.history.source, "age_steps": work.history.age},
+        "noise": {"seed": work.row.seed, "call": work.row.call},
+        "step": work.step,
+    }

@@ -1,0 +1,114 @@
+"""What the server keeps of one connection: its seed, how many chunks it got, and the frames it may need again.
+
+A session knows nothing of others, so what it is answered depends on its own requests alone. (Floating point may round
+differently in batches of another size; max_batch=1 rules that out.)
+
+Legend: `h`/`w` a camera's own pixels, `m` the policy's history offset in control steps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vla_mot.infer.server.config import ServerConfig
+from vla_mot.infer.server.errors import invalid
+from vla_mot.infer.server.observation import Controls, Seen
+
+Frame = Mapping[str, np.ndarray]
+Source = Literal["request", "received", "near", "first", "present"]
+"""Where the history frame came from: the request itself, or among the frames of this session the one of m steps ago,
+one within the tolerance, the first of an episode that is younger than m; or the present frame stands in for it."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The history frame of one request. age: control steps before the present frame; None where nobody knows."""
+
+    frame: Frame
+    source: Source
+    age: int | None
+
+
+class ClientSession:
+    """One connection. offset: m of the robot."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self.robot: str | None = None
+        self.previous_ms: float | None = None
+        self.begin(config.seed)
+
+    def begin(self, seed: int) -> None:
+        """A new episode: nothing of the last one remains."""
+        self.robot = None
+        self.seed, self.calls = seed, 0
+        self._frames: dict[int, Frame] = {}  # by step, in order
+        self._first: int | None = None
+
+    def control(self, asked: Controls) -> None:
+        """Take a reset and a seed. Raises RequestError for a seed in the midst of an episode."""
+        if asked.reset:
+            self.begin(self._config.seed if asked.seed is None else asked.seed)
+        elif asked.seed is not None and asked.seed != self.seed:
+            if self.calls:
+                raise invalid("the seed changes only with a new episode: send reset = true with it.")
+            self.seed = asked.seed
+
+    def drive(self, robot: str) -> None:
+        """Hold an episode to one robot. Raises RequestError for another one."""
+        if self.robot not in (None, robot):
+            raise invalid(f"this episode drives {self.robot!r}; send reset = true before another robot.")
+        self.robot = robot
+
+    def remember(self, seen: Seen, step: int, offset: int) -> None:
+        """Keep the frames of a control step. Raises RequestError for a step back, or pictures of another size."""
+        last = next(reversed(self._frames), None)
+        if last is not None and step < last:
+            raise invalid(f"step {step} came after step {last}: send reset = true when an episode begins.")
+        if last is not None:
+            _require_same_sizes(self._frames[last], seen.images)
+        self._first = step if self._first is None else self._first
+        self._frames[step] = seen.images
+        for old in [old for old in self._frames if old < step - offset - self._config.history_tolerance]:
+            del self._frames[old]
+        while len(self._frames) > 1 and self._bytes() > self._config.history_bytes:
+            del self._frames[next(iter(self._frames))]
+
+    def history(self, seen: Seen, step: int | None, offset: int) -> History:
+        """Find the frame of `offset` steps before. Raises RequestError where there is none and the server insists."""
+        if seen.history:
+            return History(seen.history, "request", None)
+        if step is not None and (found := self._find(step, offset)) is not None:
+            return found
+        if self._config.missing_history == "error":
+            raise invalid(
+                f"the frame of {offset} steps ago is not here: count control steps as 'step' and send that frame "
+                "(remember = true), or send both frames of each camera as (2, h, w, 3)."
+            )
+        return History(seen.images, "present", 0)
+
+    def _find(self, step: int, offset: int) -> History | None:
+        wanted = step - offset
+        if wanted in self._frames:
+            return History(self._frames[wanted], "received", offset)
+        first = self._first
+        if first is not None and wanted < first and first in self._frames:
+            return History(self._frames[first], "first", step - first)
+        nearest = min(self._frames, key=lambda kept: abs(kept - wanted), default=None)
+        if nearest is None or abs(nearest - wanted) > self._config.history_tolerance:
+            return None
+        return History(self._frames[nearest], "near", step - nearest)
+
+    def _bytes(self) -> int:
+        return sum(picture.nbytes for frame in self._frames.values() for picture in frame.values())
+
+
+def _require_same_sizes(before: Frame, now: Frame) -> None:
+    for key, picture in now.items():
+        if picture.shape != before[key].shape:
+            raise invalid(
+                f"{key}: {picture.shape[:2]} pixels now, {before[key].shape[:2]} before; a camera keeps its size "
+                "in an episode."
+            )

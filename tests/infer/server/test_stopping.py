@@ -1,0 +1,74 @@
+"""A long inference, and an end in the midst of one."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tests.infer.server.serving import observation, serving
+from tests.infer.server.test_batching import Slow, metric, one, wait_until
+from tests.infer.server.test_server import page
+from vla_mot.infer.server.wire import decode, encode
+from vla_mot_client import Client, ServerError
+
+
+def test_pings_are_answered_during_an_inference_longer_than_their_timeout():
+    """In both directions: the server's own pings would end the connection too."""
+    policy = Slow(seconds=1.5)
+    with (
+        serving(policy, ping_seconds=0.2) as running,
+        connect(running.address, ping_interval=0.2, ping_timeout=0.2) as socket,
+    ):
+        socket.recv()
+        socket.send(encode(observation()))
+        assert socket.ping().wait(0.5)
+        assert page(running.port, "/healthz") == (200, "ok\n")
+        assert decode(socket.recv(timeout=10))["policy_timing"]["infer_ms"] > 1400
+
+
+def test_what_is_under_way_is_answered_before_the_end():
+    policy = Slow()
+    policy.go_on.clear()
+    with (
+        serving(policy) as running,
+        ThreadPoolExecutor(2) as threads,
+        connect(running.address) as idle,
+        Client(port=running.port, patience=0) as late,
+    ):
+        idle.recv()
+        asked = [threads.submit(one, running.port, observation(), 0)]
+        assert policy.entered.wait(10)
+        asked.append(threads.submit(one, running.port, observation(), 0))
+        wait_until(lambda: metric(running, "vla_mot_queue_length") == 1)
+        running.stop()
+        wait_until(lambda: page(running.port, "/healthz") == (503, "stopping\n"))
+        with pytest.raises(ServerError, match="stopping: the server ends and takes no more"):
+            late.infer(observation())
+        with pytest.raises(InvalidStatus, match="503"), connect(running.address):
+            pass
+        policy.go_on.set()
+        assert [found.result()["actions"].shape for found in asked] == [(4, 3), (4, 3)]
+        with pytest.raises(ConnectionClosed) as closed:
+            idle.recv(timeout=10)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
+
+
+def test_an_end_does_not_wait_for_ever():
+    """Whoever cannot be answered in time is told so, and closed like the others."""
+    policy = Slow()
+    policy.go_on.clear()
+    with serving(policy, drain_seconds=0.2) as running, connect(running.address) as socket:
+        socket.recv()
+        socket.send(encode(observation()))
+        assert policy.entered.wait(10)
+        begun = time.monotonic()
+        threading.Timer(5, policy.go_on.set).start()
+        running.stop()
+        assert socket.recv(timeout=5) == "stopping: the server ends."
+        with pytest.raises(ConnectionClosed, match="1001"):
+            socket.recv(timeout=5)
+        assert time.monotonic() - begun < 4
+        policy.go_on.set()
