@@ -7,7 +7,7 @@ import pytest
 
 from tests.infer.tiny_policy import known_robot
 from tests.interrupting import interrupt_when, vla_mot_process
-from vla_mot.commands.arms import DEMO_ARMS, ArmSpec, untrained
+from vla_mot.commands.arms import DEMO_ARMS, ArmSpec, delay_steps, untrained
 from vla_mot.commands.folders import find_policy, run_of
 from vla_mot.evaluate.results import Evaluation
 from vla_mot.infer.policy import Policy
@@ -65,6 +65,33 @@ def test_the_other_instruction_is_given(vla_mot, trained, tmp_path):
     (arm,) = Evaluation.load(output).arms
     assert arm.name == "no_history-other_instruction"
     assert all(episode.task != episode.instruction for episode in arm.episodes)
+
+
+def test_latency_and_what_is_done_about_it(vla_mot, trained, tmp_path):
+    common = ("evaluate", f"checkpoint={trained}", "episodes=2", "videos=0", "env.max_steps=6")
+    names = {"naive": "policy-150ms", "ensemble": "policy-ensemble-150ms", "rtc": "policy-rtc-150ms"}
+    for chunks, name in names.items():
+        output = tmp_path / chunks
+        said = vla_mot(*common, f"output={output}", f"chunks={chunks}", "delay_ms=150", "rtc.max_guidance=8")
+        assert (said.code, "150 ms late" in said.out) == (0, True), said.err
+        evaluation = Evaluation.load(output)
+        assert evaluation.arms[0].name == name
+        assert evaluation.provenance["chunks"] == f"{chunks}, 150 ms late"
+    for words, message in (
+        (("chunks=rtcc",), "Did you mean 'rtc'"),
+        (("delay_ms=-1",), "delay_ms must lie in 0"),
+        (("rtc.mode=frosen", "chunks=rtc"), "Did you mean 'frozen'"),
+        (("controller=expert", "delay_ms=100"), "the scripted expert is never late"),
+    ):
+        said = vla_mot(*common, f"output={tmp_path / 'other'}", *words)
+        assert (said.code, message in " ".join(said.err.split())) == (2, True), said.err
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "steps"), [(1, 1), (100, 1), (101, 2), (200, 2), (300, 3), (400, 4)]
+)
+def test_a_step_that_latency_begins_counts_whole(milliseconds, steps):
+    assert delay_steps(milliseconds, {"name": "conveyor"}) == steps  # at 10 Hz
 
 
 def test_the_demo_compares_five_arms():

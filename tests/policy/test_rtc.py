@@ -1,13 +1,15 @@
 """Real-time chunking behind LeRobot's interface."""
 
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lerobot.configs import PreTrainedConfig, RTCAttentionSchedule
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.rtc import ActionQueue, RTCConfig, RTCProcessor
-from lerobot.rollout.inference.rtc import supports_rtc_inference
+from lerobot.rollout.inference.rtc import RTCInferenceEngine, supports_rtc_inference
 
 from tests.policy.conftest import CHUNK, GRIPPER, HEAD
 from tests.policy.test_acting import observation
@@ -16,7 +18,7 @@ from vla_mot.flow.solvers import integrate
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.rtc import prefix_weights, pull
 from vla_mot.infer.session import Session
-from vla_mot.policy import VlaMotPolicy
+from vla_mot.policy import VlaMotPolicy, make_vla_mot_pre_post_processors
 
 L, A = 8, 5
 
@@ -36,6 +38,38 @@ def with_rtc(native, **options) -> VlaMotPolicy:
 
 def test_lerobots_rollout_finds_the_interface(native):
     assert supports_rtc_inference(VlaMotPolicy.from_pretrained(native))
+
+
+def test_lerobots_own_engine_runs_on_it(native):
+    """Its thread, its queue, its processors: as `lerobot-rollout` wires them, without a robot's cables."""
+    policy = with_rtc(native, execution_horizon=2)
+    names = {"observation.state": ["x", "y", "w", "held"], HEAD: ["height", "width", "channels"]}
+    features = {
+        "observation.state": {"dtype": "float32", "shape": (4,), "names": names["observation.state"]},
+        HEAD: {"dtype": "video", "shape": (32, 32, 3), "names": names[HEAD]},
+        GRIPPER: {"dtype": "video", "shape": (32, 32, 3), "names": names[HEAD]},
+    }
+    before, after = make_vla_mot_pre_post_processors(policy.config)
+    engine = RTCInferenceEngine(
+        policy, before, after, SimpleNamespace(robot_type="conveyor", action_features={}), policy.config.rtc_config,
+        features, "pick the red block", fps=10.0, device="cpu", rtc_queue_threshold=2,
+    )  # fmt: skip
+    picture = np.zeros((32, 32, 3), np.uint8)
+    engine.start()
+    engine.notify_observation(
+        {"head": picture, "gripper": picture} | dict.fromkeys(names["observation.state"], 0.1)
+    )
+    engine.resume()
+    try:
+        actions, deadline = [], time.monotonic() + 60
+        while len(actions) < 3 * CHUNK and not engine.failed and time.monotonic() < deadline:
+            if (action := engine.get_action(None)) is not None:
+                actions.append(action)
+            time.sleep(0.01)
+    finally:
+        engine.stop()
+    assert not engine.failed and len(actions) == 3 * CHUNK
+    assert all(action.shape == (3,) and action.isfinite().all() for action in actions)
 
 
 def test_what_is_left_over_is_kept_though_the_state_moved(native):

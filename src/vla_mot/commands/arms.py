@@ -1,6 +1,8 @@
 """What is compared in closed loop: the policy, the same with something taken away, and two bounds."""
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +16,27 @@ from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.evaluate.closed_loop import run_episodes
 from vla_mot.evaluate.controllers import Controller, PolicyController
 from vla_mot.evaluate.results import Arm, EpisodeResult
+from vla_mot.infer.chunking import NAIVE, Chunking
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import HISTORY_FRAMES
 from vla_mot.model.model import VlaMotModel
-from vla_mot.options import at_least
+from vla_mot.options import at_least, within
 
 CONTROLLERS = ("policy", "untrained", "expert")
 INSTRUCTIONS = ("own", "other")
+MAX_DELAY_MS = 60_000
 EXPERT_HORIZON = 10  # steps of a plan that the expert executes when no policy says otherwise
 
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """Who acts, which history frame it sees, and which instruction it is given."""
+    """Who acts, which history frame it sees, which instruction it is given, and how late and how its chunks come."""
 
     controller: str = "policy"
     history: str = "past"
     instruction: str = "own"
+    chunks: Chunking = NAIVE
+    delay_ms: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -40,13 +46,20 @@ class ArmSpec:
         ):
             if value not in known:
                 raise ConfigError(unknown_name(name, value, known))
+        within(0, MAX_DELAY_MS, {"delay_ms": self.delay_ms})
 
     @property
     def name(self) -> str:
-        """Short, for folders: `policy`, `no_history`, `other_instruction`, `untrained`, `expert`, or a mixture."""
-        changed = {"no_history": self.history == "present", "other_instruction": self.instruction == "other"}
+        """Short, for folders: `policy`, `no_history`, `other_instruction`, `untrained`, `expert`, or a mixture; and
+        `rtc`, `200ms` where the chunks come in another way or late."""
+        changed = {
+            "no_history": self.history == "present",
+            "other_instruction": self.instruction == "other",
+            self.chunks.method: self.chunks.method != NAIVE.method,
+            f"{self.delay_ms:g}ms": self.delay_ms > 0,
+        }
         parts = [name for name, is_so in changed.items() if is_so]
-        if self.controller != "policy" or not parts:
+        if self.controller != "policy" or not {"no_history", "other_instruction"}.intersection(parts):
             parts.insert(0, self.controller)
         return "-".join(parts)
 
@@ -59,6 +72,10 @@ class ArmSpec:
             parts.append("history replaced by the present")
         if self.instruction == "other":
             parts.append("given the other object's instruction")
+        if self.chunks.method != NAIVE.method:
+            parts.append(self.chunks.label)
+        if self.delay_ms:
+            parts.append(f"{self.delay_ms:g} ms late")
         return ", ".join(parts)
 
 
@@ -119,13 +136,23 @@ def _controller(arm: ArmSpec, policy: Policy | None, env: Mapping[str, Any]) -> 
     if arm.controller == "expert":
         if arm.history != "past" or arm.instruction != "own":
             raise ConfigError("the scripted expert looks at no history and at no instruction but its own.")
+        if arm.chunks.method != NAIVE.method or arm.delay_ms:
+            raise ConfigError("the scripted expert is never late: leave chunks and delay_ms out.")
         horizon = policy.spec.sampler.n_action_steps if policy else EXPERT_HORIZON
         simulator, _ = simulators.find(env)
         return simulator.expert(horizon)
     if policy is None:
         raise ConfigError(f"checkpoint must be given for controller={arm.controller}: write checkpoint=….")
     acting = untrained(policy) if arm.controller == "untrained" else policy
-    return PolicyController(acting, history=arm.history, instruction=arm.instruction)
+    delay = delay_steps(arm.delay_ms, env) if arm.delay_ms else 0
+    return PolicyController(acting, arm.history, arm.instruction, arm.chunks, delay)
+
+
+def delay_steps(milliseconds: float, env: Mapping[str, Any]) -> int:
+    """Control steps of an environment that a latency lasts, the last one counted whole."""
+    with closing(simulators.make_env(env)()) as world:
+        rate = world.metadata["render_fps"]
+    return math.ceil(milliseconds / 1000 * rate - 1e-9)
 
 
 def untrained(policy: Policy) -> Policy:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from vla_mot.flow.solvers import Solver
 from vla_mot.hub.describe import sampling
 from vla_mot.hub.manifest import identity
 from vla_mot.hub.remote import fetch, origin
+from vla_mot.infer.chunking import Chunking, Method
 from vla_mot.infer.policy import Policy
+from vla_mot.infer.rtc import RtcConfig
 from vla_mot.options import at_least, fit
 from vla_mot.robots.robot import Robot
 
@@ -43,6 +45,10 @@ class EvaluateConfig:
     num_steps: int | None = None
     solver: Solver | None = None
     n_action_steps: int | None = None
+    chunks: str = "naive"
+    ensemble_decay: float = 0.01
+    rtc: RtcConfig = field(default_factory=RtcConfig)
+    delay_ms: float = 0.0
     device: str = "cpu"
     dataset: Path | None = None
     foresight_samples: int = 512
@@ -52,13 +58,20 @@ class EvaluateConfig:
         require_device("device", self.device)
         at_least(1, {"foresight_samples": self.foresight_samples})
 
+    def arm(self) -> arms.ArmSpec:
+        """What is evaluated."""
+        chunks = Chunking(
+            fit(Method, "chunks", self.chunks), ensemble_decay=self.ensemble_decay, rtc=self.rtc
+        )
+        return arms.ArmSpec(self.controller, self.history, self.instruction, chunks, self.delay_ms)
+
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """The command."""
     show_library_log()
     settings = section(EvaluateConfig, "", config)
     folders.require_unused(settings.output)
-    arm = arms.ArmSpec(settings.controller, settings.history, settings.instruction)
+    arm = settings.arm()
     episodes = arms.Episodes(settings.episodes, settings.seed, settings.parallel, settings.videos)
     if settings.dataset is not None and settings.checkpoint is None:
         raise ConfigError("foresight on dataset=… needs a checkpoint: write checkpoint=….")
@@ -111,6 +124,7 @@ def provenance(settings: EvaluateConfig, opened: Opened | None) -> dict[str, str
         **({"robot": settings.robot} if settings.robot else {}),
         "episodes": f"{settings.episodes} from seed {settings.seed}",
         "environment": ", ".join(f"{key}={value}" for key, value in settings.env.items()),
+        "chunks": f"{settings.chunks}, {settings.delay_ms:g} ms late",
         **describe_machine(),
     }
 

@@ -33,6 +33,13 @@ class Chunking:
         if self.every is not None:
             at_least(1, {"every": self.every})
 
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.method == "rtc":
+            return f"real-time chunking ({self.rtc.mode})"
+        return {"naive": "newest chunk", "ensemble": "temporal ensembling"}[self.method]
+
     def start(self, n_action_steps: int) -> Chunks:
         """Fresh ones, for an episode. n_action_steps: the sampler's."""
         if self.method == "ensemble":
