@@ -92,12 +92,15 @@ def test_a_step_returns_while_inference_goes_on(gated):
         gated.gate.release()
 
 
-def test_late_inference_is_bounded_and_said(gated):
+def test_late_inference_is_bounded_and_said(gated, caplog):
     with Runner(gated, max_late=3) as runner:
         step(runner, 0)
         let_through(runner)
         actions = [step(runner, t) for t in range(1, 8)]  # asked again at step 4, and not answered
+        assert not caplog.records
         held = [step(runner, t) for t in range(8, 11)]
+        assert [record.getMessage() for record in caplog.records if "0 stale" in record.getMessage()]
+        assert len(caplog.records) == 1, "said once"
         assert all(torch.equal(action, actions[-1]) for action in held)
         with pytest.raises(LateInferenceError, match=r"4 control steps in a row; at most 3 were allowed"):
             step(runner, 11)

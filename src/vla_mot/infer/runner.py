@@ -11,6 +11,7 @@ A chunk is predicted in a thread beside the loop, from what was seen when it was
 steps later, its first `d` actions are past and are dropped; the robot has executed the chunk before it meanwhile.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -24,6 +25,8 @@ from vla_mot.infer.holding import Hold, Holding
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session, batched
 from vla_mot.infer.timing import TimingReport
+
+log = logging.getLogger(__name__)
 
 _LATE = 1.5  # control periods between two steps, from which on the loop itself is late
 
@@ -59,7 +62,7 @@ class Runner:
         self.inference = BackgroundInference(policy, clock=clock, first_delay=first_delay)
         self._seeds = list(seeds)
         self._last: float | None = None
-        self._closed = False
+        self._closed = self._is_late = False
         self._session = self._begin()
 
     def __enter__(self) -> Self:
@@ -79,7 +82,9 @@ class Runner:
         if self._last is not None and self._fps is not None and (now - self._last) * self._fps > _LATE:
             self._session.timing.slow_steps += 1
         self._last = now
-        return self._session.act(images, state, instruction).cpu()
+        action = self._session.act(images, state, instruction)
+        self._say_late()
+        return action.cpu()
 
     def warm_up(self, images: Mapping[str, Tensor], state: Tensor, instruction: str | Sequence[str]) -> None:
         """Predict as `step` will, and wait: what compiles or allocates does so before the robot moves."""
@@ -97,7 +102,7 @@ class Runner:
         """Begin another episode, with other seeds if given. What was under way for the last one is dropped."""
         self.inference.forget()
         self._seeds = self._seeds if seeds is None else list(seeds)
-        self._last = None
+        self._last, self._is_late = None, False
         self._session = self._begin()
 
     def report(self) -> TimingReport:
@@ -108,6 +113,19 @@ class Runner:
         """Stop, when the prediction under way has ended. Twice is once."""
         self._closed = True
         self.inference.close()
+
+    def _say_late(self) -> None:
+        """Log, once in an episode, that inference does not keep up."""
+        timing = self._session.timing
+        if self._is_late or not (timing.starved or timing.stale):
+            return
+        self._is_late = True
+        log.warning(
+            "inference does not keep up with the control rate: %d stale chunk(s), %d step(s) without an action so far; "
+            "report() goes on counting",
+            timing.stale,
+            timing.starved,
+        )
 
     def _begin(self) -> Session:
         holding = Holding(self.policy.robot.embodiment, self._hold, self._max_late)

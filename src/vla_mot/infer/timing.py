@@ -58,8 +58,8 @@ class Timing:
     """Counts; `report` says what it counted."""
 
     def __init__(self) -> None:
-        self.asked = self.used = self.stale = self.slow_steps = 0
-        self._steps = self._waiting = self._starved = self._row = self._longest = 0
+        self.asked = self.used = self.stale = self.starved = self.slow_steps = 0
+        self._steps = self._waiting = self._row = self._longest = 0
         self._delays: deque[float] = deque(maxlen=_REMEMBERED)
         self._latencies: deque[float] = deque(maxlen=_REMEMBERED)
 
@@ -71,7 +71,7 @@ class Timing:
         elif self._waiting == self._steps - 1:
             self._waiting += 1
         else:
-            self._starved += 1
+            self.starved += 1
             self._row += 1
             self._longest = max(self._longest, self._row)
 
@@ -88,7 +88,7 @@ class Timing:
             used=self.used,
             stale=self.stale,
             waiting=self._waiting,
-            starved=self._starved,
+            starved=self.starved,
             longest_starvation=self._longest,
             slow_steps=self.slow_steps,
             delay_steps=Spread.of(list(self._delays)),
