@@ -32,7 +32,7 @@ class TimingReport:
     """Of one loop since it began.
 
     steps: control steps. asked: questions. used: chunks that arrived in time for at least one action.
-    stale: chunks that were dropped, because all of their actions were past, or their episode over.
+    stale: chunks that were dropped, because all of their actions were past.
     waiting: steps before the first action. starved: later steps without an action; longest_starvation: in a row.
     slow_steps: steps that the loop itself began more than half a control period late (a runner's only).
     delay_steps: control steps from question to answer. latency_ms: of the predictions themselves.
