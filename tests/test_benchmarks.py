@@ -57,21 +57,39 @@ def test_an_argument_that_it_does_not_know_is_named(script: str) -> None:
     assert "Did you mean 'repeats'?" in done.stderr
 
 
-ABSENT = ("lerobot", "datasets", "pyarrow", "av", "gymnasium", "hydra", "omegaconf", "diffusers")
+ABSENT = (
+    "lerobot",
+    "datasets",
+    "pyarrow",
+    "av",
+    "gymnasium",
+    "hydra",
+    "omegaconf",
+    "diffusers",
+    "matplotlib",
+)
 WITHOUT = f"""
 import sys
 sys.modules |= dict.fromkeys({ABSENT!r})  # importing one of them is an ImportError
 from baseline.trial import Setup
 from training_gpu import examine
 assert examine(Setup("plain+bf16", "tiny", "cpu", (1,)))["flops"] > 0
+import inference_gpu
+few = "device=cpu size=tiny repeats=1 warmup=1 curve_repeats=1 memory=false variants=plain,ours+static"
+sys.argv[1:] = (few + " curve_variants=ours").split()
+inference_gpu.main()
 """
 
 
 @pytest.mark.slow
-def test_the_script_for_gpus_runs_where_torch_and_transformers_are_but_little_else() -> None:
+def test_the_scripts_for_gpus_run_where_torch_and_transformers_are_but_little_else() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=FOLDER, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "lean baseline and ours differ by: loss" in done.stdout
+    assert "ours+static and ours differ by: actions" in done.stdout
+    assert "floor of a call" in done.stdout
+    assert "No picture was drawn" in done.stdout
+    assert "pi0 was not measured: LeRobot is not installed" in done.stdout
 
 
 # ---- the baseline ---------------------------------------------------------------------------------------------
@@ -180,7 +198,8 @@ def test_a_sampler_that_computes_something_else_is_noticed(change: str, monkeypa
 
     policy, request = scene(tiny_model(), Setting(views=2, steps=3))
     plain: Any = Variant.of("plain").around(policy)
-    prove(policy, {"plain": plain, "ours+static": Variant.of("ours+static").around(policy)}, request)
+    others = ("ours+static", "ours+history", "ours+static+history")
+    prove(policy, {"plain": plain} | {name: Variant.of(name).around(policy) for name in others}, request)
     if change == "scale":
         plain.sampler.stacks["action"][1].self_attn.scaling *= 1.1
     elif change == "positions":
@@ -209,7 +228,7 @@ def test_a_call_has_the_shapes_of_its_setting() -> None:
         assert chunk.actions.shape == (setting.batch, setting.chunk or model.config.chunk_size, 5)
 
 
-@pytest.mark.parametrize("name", ["plain", "ours", "ours+static"])
+@pytest.mark.parametrize("name", ["plain", "ours", "ours+static", "ours+static+history"])
 def test_stages_are_timed_apart_and_make_up_a_call(name: str) -> None:
     from acting.scene import Setting, scene
     from acting.timing import REST, percentiles, stages
@@ -280,6 +299,9 @@ def test_what_is_compared_is_read_from_its_name() -> None:
     assert list(named("plain+compiled,ours")) == ["plain+compiled", "ours"]
     with pytest.raises(ConfigError, match="static"):
         Variant.of("ours+statik")
+    with pytest.raises(ConfigError, match="an engine does"):
+        Variant.of("ours+int8")
+    assert Variant.of("ours+static+history").exact and not Variant.of("ours+static+int8").exact
     with pytest.raises(ConfigError, match="plain"):
         Variant.of("plane")
     assert "GPU" in why_not("cpu")

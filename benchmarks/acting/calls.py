@@ -9,12 +9,11 @@ import torch
 from baseline.sizes import build
 
 from acting.equal import answered, difference, prove
-from acting.scene import Request, Setting, scene
+from acting.scene import Setting, scene
 from acting.tables import show_calls, show_stages
 from acting.timing import race, stages
 from acting.trial import DTYPES, Setup, weighed
-from acting.variants import Variant, named
-from vla_mot.infer.policy import Policy
+from acting.variants import Variant, around, named
 from vla_mot.model.model import VlaMotModel
 
 DEFAULTS: dict[str, Any] = {
@@ -55,10 +54,6 @@ class Plan:
         """With float32 weights, on the device."""
         return build(self.size, self.device, self.foresight).eval()
 
-    def around(self, policy: Policy) -> dict[str, Policy]:
-        """Every variant, on the same weights."""
-        return {name: variant.around(policy) for name, variant in self.variants.items()}
-
 
 def describe(plan: Plan, model: VlaMotModel) -> str:
     """Weights, setting and dtype, in words."""
@@ -80,28 +75,25 @@ def measure(plan: Plan, model: VlaMotModel) -> tuple[Seconds, Mapping[str, Secon
     """
     print(describe(plan, model), flush=True)
     policy, request = scene(model, plan.setting)
-    prove(policy, plan.around(policy), request)
+    policies = around(plan.variants, policy)
+    prove(policy, {name: mine for name, mine in policies.items() if plan.variants[name].exact}, request)
+    exact = answered(policy, request)
     if plan.dtype != "fp32":
-        _cast(plan, model, policy, request)
-    policies = plan.around(policy)
+        policies.clear()
+        release()
+        model.cast(DTYPES[plan.dtype])
+        policies = around(plan.variants, policy)
+    for name, mine in policies.items():
+        if plan.dtype != "fp32" or not plan.variants[name].exact:
+            apart = difference(answered(mine, request), exact)
+            print(f"{name} in {plan.dtype} and ours in fp32 differ by: {apart}", flush=True)
     calls = race(policies, request, plan.repeats, plan.warmup)
     parts = stages(policies, request, plan.repeats)
-    del policies
+    policies.clear()
     release()
     show_calls(calls, {name: _weigh(plan, name) for name in plan.variants} if plan.memory else {})
     show_stages(parts)
     return calls, parts
-
-
-def _cast(plan: Plan, model: VlaMotModel, policy: Policy, request: Request) -> None:
-    """Give the weights their dtype, and say what that does to the actions of every variant."""
-    exact = answered(policy, request)
-    release()
-    model.cast(DTYPES[plan.dtype])
-    for name, mine in plan.around(policy).items():
-        print(
-            f"{name} in {plan.dtype} and ours in fp32 differ by: {difference(answered(mine, request), exact)}"
-        )
 
 
 def release() -> None:

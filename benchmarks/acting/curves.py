@@ -9,7 +9,7 @@ from common import head, row
 
 from acting.scene import Setting, scene
 from acting.timing import race
-from acting.variants import Variant
+from acting.variants import Variant, around
 from vla_mot.model.model import VlaMotModel
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -45,10 +45,8 @@ def _medians(
     model: VlaMotModel, variants: Mapping[str, Variant], setting: Setting, repeats: int, warmup: int
 ) -> dict[str, float]:
     policy, request = scene(model, setting)
-    policies = {name: variant.around(policy) for name, variant in variants.items()}
-    return {
-        name: statistics.median(times) for name, times in race(policies, request, repeats, warmup).items()
-    }
+    seconds = race(around(variants, policy), request, repeats, warmup)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def draw(found: Curves, path: Path, title: str) -> None:

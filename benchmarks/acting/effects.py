@@ -7,6 +7,7 @@ Parts that are left out follow. The last row tells how far two noises lie apart,
 Legend: `N` chunks, `L` steps, `D` action dims.
 """
 
+import importlib.util
 import json
 import statistics
 from collections.abc import Sequence
@@ -92,6 +93,8 @@ def ways(policy: Policy, kind: str) -> dict[str, Policy]:
         f"{usual}, no foresight": policy.compile(kind=kind, foresight=False),
         f"{usual}, no generation": policy.compile(kind=kind, generation=False),
     }
+    if importlib.util.find_spec("torchao") is not None:
+        less[f"{usual}, int8 action expert"] = policy.compile(kind=kind, quantize="int8")
     return found | less
 
 

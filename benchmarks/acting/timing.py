@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from common import synchronize
 
 from acting.plain import STAGES
 from acting.scene import Request
-from acting.variants import PlainPolicy
+from acting.variants import HistoryKnown, PlainPolicy
 from vla_mot.infer.policy import Policy
 
 REST = "rest"
@@ -74,10 +75,14 @@ def _engine_staged(policy: Policy, request: Request) -> dict[str, float]:
     start = time.perf_counter()
     seen = policy.observe(request.images, request.state, request.instructions)
     synchronize(device)
-    looked = time.perf_counter()
+    looked = encoded = time.perf_counter()
+    if isinstance(policy, HistoryKnown):
+        seen = replace(seen, latents=policy.latents(request.images))
+        synchronize(device)
+        encoded = time.perf_counter()
     told = engine.timed(seen, request.noise, sampler.num_steps, width, solver=sampler.solver)
     whole = time.perf_counter() - start
-    seconds = {"preprocess": looked - start, **told}
+    seconds = {"preprocess": looked - start, "encode": encoded - looked, **told}
     return {**seconds, REST: whole - sum(seconds.values())}
 
 
