@@ -8,8 +8,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.composed import composed
+from tests.infer.tiny_policy import tiny_policy
 from vla_mot.backbones import build_backbone
 from vla_mot.commands import simulators
+from vla_mot.commands.engines import with_engine
 from vla_mot.commands.manual import COMMANDS
 from vla_mot.commands.settings import section
 from vla_mot.commands.training_settings import training_config
@@ -88,10 +90,16 @@ def check_launcher(name: str) -> None:
     assert launcher.tasks_per_node > 1 and launcher.timeout_min >= 60
 
 
+def check_engine(name: str) -> None:
+    found = composed("evaluate", "output=x", f"engine={name}")["engine"]
+    assert (with_engine(tiny_policy(), found).engine is None) == (found["kind"] == "eager")
+
+
 CHECKS = {
     "backbone": check_backbone,
     "data": lambda file: read_training("pretrain", f"data={file.stem}"),
     "embodiment": check_embodiment,
+    "engine": lambda file: check_engine(file.stem),
     "env": check_env,
     "experiment": lambda file: check_experiment(file.stem),
     "foresight": check_foresight,

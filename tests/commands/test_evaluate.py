@@ -59,10 +59,12 @@ def test_the_other_instruction_is_given(vla_mot, trained, tmp_path):
     output = tmp_path / "out"
     said = vla_mot(
         "evaluate", f"checkpoint={trained}", f"output={output}", "episodes=2", "videos=0", "env.max_steps=3",
-        "instruction=other", "history=present", "num_steps=2", "n_action_steps=3",
+        "instruction=other", "history=present", "num_steps=2", "n_action_steps=3", "remember_latents=true",
+        "engine=static", "engine.understanding_every=2",
     )  # fmt: skip
     assert said.code == 0
     (arm,) = Evaluation.load(output).arms
+    assert Evaluation.load(output).provenance["engine"] == "static, understanding_every=2"
     assert arm.name == "no_history-other_instruction"
     assert all(episode.task != episode.instruction for episode in arm.episodes)
 
@@ -79,6 +81,8 @@ def test_latency_and_what_is_done_about_it(vla_mot, trained, tmp_path):
         assert evaluation.provenance["chunks"] == f"{chunks}, 150 ms late"
     for words, message in (
         (("chunks=rtcc",), "Did you mean 'rtc'"),
+        (("engine=statik",), "Did you mean 'static'"),
+        (("engine=static", "engine.understanding_every=0"), "engine.understanding_every must be at least 1"),
         (("delay_ms=-1",), "delay_ms must lie in 0"),
         (("rtc.mode=frosen", "chunks=rtc"), "Did you mean 'frozen'"),
         (("controller=expert", "delay_ms=100"), "the scripted expert is never late"),

@@ -37,6 +37,7 @@ class ArmSpec:
     instruction: str = "own"
     chunks: Chunking = NAIVE
     delay_ms: float = 0.0
+    remember_latents: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -145,7 +146,9 @@ def _controller(arm: ArmSpec, policy: Policy | None, env: Mapping[str, Any]) -> 
         raise ConfigError(f"checkpoint must be given for controller={arm.controller}: write checkpoint=….")
     acting = untrained(policy) if arm.controller == "untrained" else policy
     delay = delay_steps(arm.delay_ms, env) if arm.delay_ms else 0
-    return PolicyController(acting, arm.history, arm.instruction, arm.chunks, delay)
+    return PolicyController(
+        acting, arm.history, arm.instruction, arm.chunks, delay, remember_latents=arm.remember_latents
+    )
 
 
 def delay_steps(milliseconds: float, env: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from vla_mot.commands import arms, folders, foresight, simulators, tables
 from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.devices import require_device
+from vla_mot.commands.engines import EAGER, described, with_engine
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.settings import section
 from vla_mot.errors import CheckpointError, ConfigError
@@ -49,6 +50,8 @@ class EvaluateConfig:
     ensemble_decay: float = 0.01
     rtc: RtcConfig = field(default_factory=RtcConfig)
     delay_ms: float = 0.0
+    remember_latents: bool = False
+    engine: Mapping[str, Any] = field(default_factory=lambda: {"kind": EAGER})
     device: str = "cpu"
     dataset: Path | None = None
     foresight_samples: int = 512
@@ -63,7 +66,9 @@ class EvaluateConfig:
         chunks = Chunking(
             fit(Method, "chunks", self.chunks), ensemble_decay=self.ensemble_decay, rtc=self.rtc
         )
-        return arms.ArmSpec(self.controller, self.history, self.instruction, chunks, self.delay_ms)
+        return arms.ArmSpec(
+            self.controller, self.history, self.instruction, chunks, self.delay_ms, self.remember_latents
+        )
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
@@ -122,6 +127,7 @@ def provenance(settings: EvaluateConfig, opened: Opened | None) -> dict[str, str
         "checkpoint": str(settings.checkpoint),
         **(_identity(opened) if opened else {}),
         **({"robot": settings.robot} if settings.robot else {}),
+        **({"engine": described(settings.engine)} if settings.engine["kind"] != EAGER else {}),
         "episodes": f"{settings.episodes} from seed {settings.seed}",
         "environment": ", ".join(f"{key}={value}" for key, value in settings.env.items()),
         "chunks": f"{settings.chunks}, {settings.delay_ms:g} ms late",
@@ -153,8 +159,11 @@ def _open(settings: EvaluateConfig) -> Opened | None:
             require_robot(env, _robot(policy).embodiment)
     return Opened(
         folder,
-        policy.with_sampler(
-            num_steps=settings.num_steps, n_action_steps=settings.n_action_steps, solver=settings.solver
+        with_engine(
+            policy.with_sampler(
+                num_steps=settings.num_steps, n_action_steps=settings.n_action_steps, solver=settings.solver
+            ),
+            settings.engine,
         ),
     )
 

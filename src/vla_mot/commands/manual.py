@@ -343,6 +343,7 @@ COMMANDS = (
             ("env", "conveyor", "the robot (conf/env/)"),
             ("robot", "null", "of a policy that knows several: conveyor_fingers, with env.robot=fingers"),
             ("n_action_steps", "null", "steps executed of each chunk; null: as the checkpoint says"),
+            ("engine", "eager", "static or compiled; engine.understanding_every=2, … (docs/inference.md)"),
             ("delay_ms", "0", "simulated latency, from an observation to the arrival of its chunk"),
             ("chunks", "naive", "ensemble or rtc: what is done with chunks in time (docs/real_time.md)"),
             ("dataset", "null", "a LeRobot dataset: foresight is scored on it too"),

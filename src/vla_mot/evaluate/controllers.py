@@ -54,6 +54,7 @@ class PolicyController:
     chunks: what is done with chunks in time.
     delay: control steps from the observation to the arrival of its chunk, as if inference took that long. Meanwhile the
         robot goes on with what it has; at the start, when it has nothing, it holds still while the world moves on.
+    remember_latents: see `Session`.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class PolicyController:
         instruction: str = "own",
         chunks: Chunking = NAIVE,
         delay: int = 0,
+        *,
+        remember_latents: bool = False,
     ) -> None:
         if instruction not in _INSTRUCTIONS:
             raise ConfigError(unknown_name("instruction", instruction, _INSTRUCTIONS))
         self.policy, self.history, self.instruction = policy, history, instruction
-        self.chunks, self.delay = chunks, delay
+        self.chunks, self.delay, self.remember_latents = chunks, delay, remember_latents
         self._session = self._start([])
         self._instructions: list[str] = []
 
@@ -102,7 +105,14 @@ class PolicyController:
 
     def _start(self, seeds: Sequence[int]) -> Session:
         late = SimulatedInference(self.policy, self.delay)
-        return Session(self.policy, seeds, history=self.history, chunks=self.chunks, inference=late)
+        return Session(
+            self.policy,
+            seeds,
+            history=self.history,
+            chunks=self.chunks,
+            inference=late,
+            remember_latents=self.remember_latents,
+        )
 
 
 class FunctionController:

@@ -105,7 +105,11 @@ class Policy:
         The first call on observations of a new form (robots, cameras, length of the instruction) is slow.
         kind: `compiled` (`torch.compile`) or `static`. options: of `EngineConfig`.
         """
-        return Policy(self.model, self.spec, self._robot, Engine(self.model, EngineConfig(kind, **options)))
+        return self.with_engine(EngineConfig(kind, **options))
+
+    def with_engine(self, config: EngineConfig) -> "Policy":
+        """See `compile`."""
+        return Policy(self.model, self.spec, self._robot, Engine(self.model, config))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a whole checkpoint in our layout, with a golden observation and its answer."""

@@ -95,8 +95,9 @@ class ExportedPolicy(Policy):
         noise: Tensor,
         guide: Guide | None = None,
         session: Hashable | None = None,
+        latents: Tensor | None = None,
     ) -> ActionChunk:
-        """See `Policy.predict`. Nothing is remembered of a session.
+        """See `Policy.predict`. Nothing is remembered of a session, and pictures are always encoded.
 
         Raises ConfigError for another number of robots than the programs are for.
         """

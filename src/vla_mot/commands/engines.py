@@ -1,0 +1,28 @@
+"""The group `engine`: what samples a policy that a command opens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vla_mot.commands.settings import section
+from vla_mot.infer.engine import EngineConfig
+from vla_mot.infer.policy import Policy
+
+EAGER = "eager"
+
+
+def with_engine(policy: Policy, engine: Mapping[str, Any]) -> Policy:
+    """The policy behind the engine of `conf/engine/`. Raises ConfigError for an option that does not fit."""
+    if engine == {"kind": EAGER}:
+        return policy
+    return policy.with_engine(section(EngineConfig, "engine", engine))
+
+
+def described(engine: Mapping[str, Any]) -> str:
+    """Kind, and what differs from its defaults: `static, understanding_every=2`."""
+    if engine == {"kind": EAGER}:
+        return EAGER
+    plain = EngineConfig()
+    changed = [
+        f"{key}={value}" for key, value in engine.items() if key != "kind" and value != getattr(plain, key)
+    ]
+    return ", ".join([str(engine["kind"]), *changed])
