@@ -33,7 +33,7 @@ assert action.shape == (3,) and action.isfinite().all()
 
 def test_the_python_example_acts_without_lerobot(repository, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), flags=re.DOTALL)
-    assert len([line for line in example.splitlines() if line]) == 5
+    assert len([line for line in example.splitlines() if line]) == 4
     tiny_policy().save_pretrained(tmp_path / "runs/a/checkpoints/last/pretrained_model")
     done = subprocess.run(
         [sys.executable, "-c", BEFORE + example + AFTER], cwd=tmp_path, capture_output=True, text=True
