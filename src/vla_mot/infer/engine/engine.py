@@ -12,8 +12,8 @@ columns.
 """
 
 import time
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -72,7 +72,9 @@ class Engine:
             for layer in model.stack.layers
         ]
         self._fused = quantized(fused, config.quantize)
-        self._graphs = config.graphs and self.device.type == "cuda"
+        cuda = self.device.type == "cuda"
+        self._graphs = config.graphs and cuda
+        self._side = torch.cuda.Stream(self.device) if cuda else None
         self._forms: dict[Form, _Form] = {}
         self._plans: dict[Any, Plan] = {}
         self._encoders: dict[tuple[int, ...], Run] = {}
@@ -207,21 +209,36 @@ class Engine:
         views = _slots(plan.form.views)
         images = self._here(observation.images[:, views])
         words = observation.token_ids[:, : plan.form.words]
+        with self._aside(), self._clock("encode"):  # beside vision and understanding, where the device can
+            latents = self._latents(observation, images, plan, form)
         if self._is_due(form, session, words):
             with self._clock("vision"):
                 seen = form.vision(images[:, :, 1], fixed=None)
             with self._clock("understanding"):
                 form.understand(seen, self._here(words), fixed=plan.understanding)
-        latents = None
-        if self.config.generation:
-            with self._clock("encode"):
-                known = observation.latents
-                latents = (
-                    form.encode(images, fixed=None) if known is None else self._here(known[:, views]).float()
-                )
+        if self._side is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._side)
         with self._clock("foresight"):
             foreseen = form.foresee(latents, self._here(observation.state), fixed=plan.foresight)
         return None if foreseen is None else self._spread(foreseen, plan, observation.view_mask.shape[1])
+
+    def _latents(self, observation: Observation, images: Tensor, plan: Plan, form: _Form) -> Tensor | None:
+        """Of both times `(B, V, 2, C, h, w)`, of the views that are looked at; None without the generation expert."""
+        if not self.config.generation:
+            return None
+        if observation.latents is None:
+            return form.encode(images, fixed=None)
+        return self._here(observation.latents[:, _slots(plan.form.views)]).float()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On a stream of its own, behind what was asked for so far; on the CPU simply now."""
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._side):
+            yield
 
     def _is_due(self, form: _Form, session: Hashable | None, words: Tensor) -> bool:
         """Whether the understanding expert looks now."""
