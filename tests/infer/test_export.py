@@ -19,6 +19,7 @@ from vla_mot.infer.export import ExportedPolicy, ExportOptions, export_policy, w
 from vla_mot.infer.export.golden import replay
 from vla_mot.infer.export.stages import PREFIX, SEEN
 from vla_mot.infer.policy import Policy
+from vla_mot.infer.rtc import RtcConfig, continue_chunk
 from vla_mot.infer.session import Session
 from vla_mot.options import section
 
@@ -31,6 +32,7 @@ COSMOS = {
     "blocks_per_level": 1,
 }
 TOKENIZERS = {"dct": {"type": "dct", "image_size": [32, 32]}, "cosmos": COSMOS | {"spatial_compression": 8}}
+TORCH_TOLERANCE = 1e-6
 ONNX_TOLERANCE = 1e-4
 """Of actions: in units of the robot, whose deviations are 0.03 to 0.05. Reached here: see docs/export.md."""
 
@@ -55,13 +57,14 @@ def answers(policy: Policy, rows: int, size: int = SIZE, **changes):
     )
 
 
-def assert_same(ours, theirs) -> None:
+def assert_bits(ours, theirs) -> None:
     assert torch.equal(ours.actions, theirs.actions) and torch.equal(ours.foresight, theirs.foresight)
 
 
 def assert_close(ours, theirs, tolerance: float = ONNX_TOLERANCE) -> None:
+    """Foresight, of cameras that are there, is of unit size; actions are of the size of their deviations."""
     torch.testing.assert_close(theirs.actions, ours.actions, rtol=0, atol=tolerance)
-    torch.testing.assert_close(theirs.foresight[:, :2], ours.foresight[:, :2], rtol=0, atol=tolerance)
+    torch.testing.assert_close(theirs.foresight[:, :2], ours.foresight[:, :2], rtol=0, atol=10 * tolerance)
 
 
 def golden(folder: Path) -> dict[str, torch.Tensor]:
@@ -75,9 +78,9 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def folder(policy, tmp_path_factory) -> Path:
-    """`torch.export` programs for any number of robots."""
+    """`torch.export` programs for one robot."""
     place = tmp_path_factory.mktemp("torch") / "programs"
-    export_policy(policy, place, ExportOptions(batch=None))
+    export_policy(policy, place, ExportOptions())
     return place
 
 
@@ -86,34 +89,38 @@ def programs(folder) -> ExportedPolicy:
     return ExportedPolicy.open(folder)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_torch_programs_are_the_policy_to_the_bit(policy, programs, rows):
-    assert_same(answers(policy, rows), answers(programs, rows))
+def test_torch_programs_are_the_policy_to_the_bit(policy, programs):
+    assert_bits(answers(policy, 1), answers(programs, 1))
 
 
 def test_they_drive_a_session(policy, programs):
-    ours, theirs = (Session(it, seeds=[3, 4]) for it in (policy, programs))
+    ours, theirs = (Session(it, seeds=[3]) for it in (policy, programs))
     for step in range(5):
-        seen = (frames(2, step), states(2, step), WORDS)
+        seen = (frames(1, step), states(1, step), WORDS)
         assert torch.equal(ours.act(*seen), theirs.act(*seen))
-
-
-def towards(target: float):
-    """A guide that pulls every chunk towards one number."""
-    return lambda velocity: lambda x, level: velocity(x, level) + 0.1 * (x - target)
 
 
 @pytest.mark.parametrize(
     "how", [{"num_steps": 2}, {"solver": "heun"}, {"solver": "midpoint", "num_steps": 1}]
 )
 def test_they_sample_in_other_ways(policy, programs, how):
-    assert_same(answers(policy.with_sampler(**how), 1), answers(programs.with_sampler(**how), 1))
+    ours, theirs = answers(policy.with_sampler(**how), 1), answers(programs.with_sampler(**how), 1)
+    assert_bits(ours, theirs)
 
 
-def test_they_are_guided(policy, programs):
-    guided = answers(policy, 1, guide=towards(0.5))
-    assert_same(guided, answers(programs, 1, guide=towards(0.5)))
-    assert not torch.equal(guided.actions, answers(policy, 1).actions)
+def guide(policy: Policy, **how):
+    """Real-time chunking: goes on with a chunk of three steps, one of them already executed."""
+    left_over = torch.full((1, 3, 3), 0.1)
+    return continue_chunk(
+        RtcConfig(**how), left_over, 1, states(1, 2), policy.noise([0], 4), policy.processor
+    )
+
+
+@pytest.mark.parametrize("how", [{}, {"jacobian": "identity"}, {"mode": "frozen"}])
+def test_they_go_on_with_a_chunk_as_the_policy_does(policy, programs, how):
+    ours = answers(policy, 1, guide=guide(policy, **how))
+    assert_bits(ours, answers(programs, 1, guide=guide(programs, **how)))
+    assert not torch.equal(ours.actions, answers(policy, 1).actions)
 
 
 def test_the_golden_answers_are_replayed(folder, programs):
@@ -121,7 +128,7 @@ def test_the_golden_answers_are_replayed(folder, programs):
     assert found.keys() == {
         *(f"prefill.{name}" for name in (*PREFIX, "foresight")), "denoise.velocity", "policy.actions",
     }  # fmt: skip
-    assert max(found.values()) <= 1e-6
+    assert max(found.values()) == 0
 
 
 @pytest.mark.parametrize(
@@ -150,9 +157,7 @@ def test_what_goes_in_and_comes_out_is_written_down(folder):
     for stage in told["stages"].values():
         for fact in (*stage["inputs"], *stage["outputs"]):
             tensor = recorded[fact["name"]]
-            assert len(fact["shape"]) == tensor.ndim and fact["shape"].count(None) == 1
-            assert all(size in (None, mine) for size, mine in zip(fact["shape"], tensor.shape, strict=True))
-            assert f"torch.{fact['dtype']}" == str(tensor.dtype)
+            assert fact["shape"] == list(tensor.shape) and f"torch.{fact['dtype']}" == str(tensor.dtype)
     assert told["robot"]["cameras"] == {"0": HEAD, "1": GRIPPER}
     assert told["robot"]["relative_to_state"] == [True, True, False]
     assert told["sampler"] == {"num_steps": 3, "n_action_steps": 3, "solver": "euler", "noise_dims": 3}
@@ -165,6 +170,14 @@ def test_bytes_of_another_size_are_rounded_and_that_is_said_once(policy, program
     assert sum("rounded to bytes" in record.message for record in caplog.records) == 1
     assert not torch.equal(ours.actions, theirs.actions)
     torch.testing.assert_close(theirs.actions, ours.actions, rtol=0, atol=2e-2)
+
+
+def test_latents_are_for_programs_that_take_them(programs):
+    latents = torch.zeros(1, 2, 2, 16, 4, 4)
+    with pytest.raises(ConfigError, match="export with latents=true"):
+        answers(programs, 1, latents=latents)
+    with pytest.raises(ConfigError, match="stage 'encode' was not exported"):
+        programs.encode(frames(1))
 
 
 def test_there_are_no_weights_to_save(programs, tmp_path):
@@ -263,8 +276,8 @@ def test_narrow_weights_are_refused_for_onnx_and_can_be_widened(tmp_path):
 
 @pytest.fixture(scope="module")
 def other_policy() -> Policy:
-    """The other family and the other tokenizer; pictures are resized (bicubic, antialiased) before the tower."""
-    return small_policy("internvl3", "cosmos", image_size=[48, 48])
+    """The other family, of one layer; pictures are resized (bicubic, antialiased) before the tower."""
+    return small_policy("internvl3", num_layers=1, image_size=[48, 48])
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +291,9 @@ def test_onnx_programs_answer_like_the_policy(other_policy, onnx_folder):
     programs = ExportedPolicy.open(onnx_folder)
     assert_close(answers(other_policy, 1), answers(programs, 1))
     assert max(replay(programs, golden(onnx_folder)).values()) < ONNX_TOLERANCE
+    assert_close(*(answers(it, 1, guide=guide(it, mode="frozen")) for it in (other_policy, programs)))
+    with pytest.raises(ConfigError, match=r"carry no gradients.*jacobian='identity'"):
+        answers(programs, 1, guide=guide(programs))
     with pytest.raises(ConfigError, match="batch=null"):
         answers(programs, 2)
 
@@ -304,21 +320,22 @@ def test_the_numpy_lines_of_the_documentation_give_the_actions(onnx_folder, repo
     torch.testing.assert_close(torch.from_numpy(found["actions"]), wanted, rtol=0, atol=ONNX_TOLERANCE)
 
 
-# ---- every family, tokenizer and format ----------------------------------------------------------------------
+# ---- every family and format, the other tokenizer, other conventions -------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl3"])
 @pytest.mark.parametrize("format", ["torch_export", "onnx"])
-def test_every_family_and_tokenizer_exports_for_any_number_of_robots(tmp_path, format, family, tokenizer):
-    policy = small_policy(family, tokenizer, image_size=[48, 48])
+def test_every_family_exports_with_an_autoencoder_for_any_number_of_robots(tmp_path, format, family):
+    policy = small_policy(family, "cosmos", image_size=[48, 48])
     programs = exported(policy, tmp_path / "out", format=format, batch=None)
+    told = json.loads((tmp_path / "out" / "program.json").read_text())["stages"]["denoise"]["inputs"]
+    assert [fact["shape"].index(None) for fact in told] == [1, 1, 0, 0, 0, 0]
     for rows in (1, 3):
         assert_close(
             answers(policy, rows),
             answers(programs, rows),
-            1e-6 if format == "torch_export" else ONNX_TOLERANCE,
+            TORCH_TOLERANCE if format == "torch_export" else ONNX_TOLERANCE,
         )
 
 
@@ -327,10 +344,16 @@ def test_every_family_and_tokenizer_exports_for_any_number_of_robots(tmp_path, f
 def test_all_steps_in_one_program_from_latents(policy, tmp_path, format):
     programs = exported(policy, tmp_path / "out", format=format, stages=("sample",), latents=True)
     assert_close(
-        answers(policy, 1), answers(programs, 1), 1e-6 if format == "torch_export" else ONNX_TOLERANCE
+        answers(policy, 1),
+        answers(programs, 1),
+        TORCH_TOLERANCE if format == "torch_export" else ONNX_TOLERANCE,
     )
     assert (tmp_path / "out" / f"encode.{'pt2' if format == 'torch_export' else 'onnx'}").is_file()
-    for changes in ({"guide": towards(0.5)}, {}):
+    sessions = (Session(policy, seeds=[3]), Session(programs, seeds=[3], remember_latents=True))
+    for step in range(5):
+        ours, theirs = (session.act(frames(1, step), states(1, step), WORDS) for session in sessions)
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=ONNX_TOLERANCE)
+    for changes in ({"guide": guide(policy)}, {}):
         other = programs if changes else programs.with_sampler(num_steps=2)
         with pytest.raises(ConfigError, match=r"stages=\[prefill,denoise\]"):
             answers(other, 1, **changes)
@@ -340,7 +363,7 @@ def test_all_steps_in_one_program_from_latents(policy, tmp_path, format):
 def test_with_floats_pictures_of_any_size_give_the_policy_to_the_bit(policy, tmp_path):
     programs = exported(policy, tmp_path / "out", pixels="float32", batch=2)
     for size in (SIZE, 24):
-        assert_same(answers(policy, 2, size), answers(programs, 2, size))
+        assert_bits(answers(policy, 2, size), answers(programs, 2, size))
 
 
 @pytest.mark.slow
@@ -348,7 +371,7 @@ def test_bfloat16_programs_are_the_policy_to_the_bit(tmp_path):
     narrow = small_policy("internvl3", "cosmos")
     narrow.model.cast(torch.bfloat16)
     narrow = Policy(narrow.model, replace(narrow.spec, dtype="bfloat16"))
-    assert_same(answers(narrow, 1), answers(exported(narrow, tmp_path / "out"), 1))
+    assert_bits(answers(narrow, 1), answers(exported(narrow, tmp_path / "out"), 1))
 
 
 @pytest.mark.slow
@@ -356,7 +379,7 @@ def test_bfloat16_programs_are_the_policy_to_the_bit(tmp_path):
 def test_deepstack_causal_text_and_released_conventions_export(tmp_path, changes):
     options = backbone_options("qwen3_vl", **changes)
     policy = tiny_policy(backbone=options, positions="released", mask_padding=False)
-    assert_same(answers(policy, 1), answers(exported(policy, tmp_path / "out"), 1))
+    assert_bits(answers(policy, 1), answers(exported(policy, tmp_path / "out"), 1))
 
 
 @pytest.mark.slow

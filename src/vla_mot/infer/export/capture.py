@@ -33,19 +33,14 @@ def capture(stage: Stage, given: Mapping[str, Tensor], *, any_batch: bool = Fals
 
 
 def _drop_unread(program: ExportedProgram) -> None:
-    """Remove the weights that no operation reads: each stage is traced with the whole model's."""
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if spec.kind in _WEIGHTS}
+    """Remove the weights that no operation reads: every stage is traced with the whole model's."""
+    signature = program.graph_signature
+    weights = {spec.arg.name: spec for spec in signature.input_specs if spec.kind in _WEIGHTS}
     for node in list(program.graph.find_nodes(op="placeholder")):
-        if node.name in specs and not node.users:
+        if node.name in weights and not node.users:
             program.graph.erase_node(node)
-            program.graph_signature.input_specs.remove(specs.pop(node.name))
+            unread = weights.pop(node.name)
+            signature.input_specs.remove(unread)
+            for held in (program.state_dict, program.constants):
+                held.pop(unread.target, None)
     program.graph_module.recompile()
-    read = {spec.target for spec in specs.values()}
-    for held in (program.state_dict, program.constants):
-        for name in [name for name, value in held.items() if isinstance(value, Tensor)]:
-            if name not in read and not _is_constant(program, name):
-                del held[name]
-
-
-def _is_constant(program: ExportedProgram, name: str) -> bool:
-    return any(spec.target == name for spec in program.graph_signature.input_specs)

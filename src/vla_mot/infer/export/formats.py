@@ -54,7 +54,10 @@ def write_program(
 
 
 def open_program(format: Format, path: Path) -> Run:
-    """Open one program. Raises ConfigError where what runs it is not installed."""
+    """Open one program; only those of `torch_export` carry gradients.
+
+    Raises ConfigError where what runs it is not installed.
+    """
     if format == "onnx":
         _require(_RUN_ONNX)
         return _open_onnx(path)
@@ -62,12 +65,7 @@ def open_program(format: Format, path: Path) -> Run:
     called: Any = (
         torch._inductor.aoti_load_package(str(path)) if packaged else torch.export.load(path).module()
     )
-
-    def run(given: Sequence[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad():
-            return tuple(called(*given))
-
-    return run
+    return lambda given: tuple(called(*given))
 
 
 def _write_onnx(program: ExportedProgram, stage: Stage, path: Path, external_data: bool | None) -> None:

@@ -60,6 +60,7 @@ def record(
     return given, scene
 
 
+@torch.no_grad()
 def replay(exported: ExportedPolicy, golden: Mapping[str, Tensor]) -> dict[str, float]:
     """Run everything again: result → largest absolute difference, over real tokens and cameras; actions are normalized.
 

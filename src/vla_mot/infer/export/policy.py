@@ -87,6 +87,12 @@ class ExportedPolicy(Policy):
         """Where the programs take their tensors."""
         return torch.device(self.programs.facts.written.device)
 
+    @torch.no_grad()
+    def encode(self, images: Mapping[str, Tensor]) -> Tensor:
+        """See `Policy.encode`. Raises ConfigError unless the programs were exported with `latents`."""
+        slots = {slot: picture.unsqueeze(1) for slot, picture in self._slots(images).items()}
+        return self.programs.encode(self.processor.pictures(slots)[:, :, 0])
+
     def predict(
         self,
         images: Mapping[str, Tensor],
@@ -97,11 +103,14 @@ class ExportedPolicy(Policy):
         session: Hashable | None = None,
         latents: Tensor | None = None,
     ) -> ActionChunk:
-        """See `Policy.predict`. Nothing is remembered of a session, and pictures are always encoded.
+        """See `Policy.predict`. Nothing is remembered of a session.
 
-        Raises ConfigError for another number of robots than the programs are for.
+        Raises ConfigError for another number of robots than the programs are for, and for latents where the programs
+        encode pictures themselves.
         """
         observation = self.observe(images, state, instructions)
+        if latents is not None:
+            observation = replace(observation, latents=latents)
         sampler, width = self.spec.sampler, self.robot.embodiment.action_dim
         actions, foresight = self.programs.sample(
             observation, noise.to(self.device), sampler.num_steps, width, solver=sampler.solver, guide=guide

@@ -44,9 +44,10 @@ class Programs:
         told = self.facts.stages[stage]
         for fact in told.inputs:
             _require_fit(stage, fact, given[fact.name])
-        results = self._runs[stage]([given[fact.name] for fact in told.inputs])
+        results = self._runs[stage]([given[fact.name].contiguous() for fact in told.inputs])
         return dict(zip([fact.name for fact in told.outputs], results, strict=True))
 
+    @torch.no_grad()
     def sample(
         self,
         observation: Observation,
@@ -81,7 +82,12 @@ class Programs:
         kept = {name: prefix[name] for name in PREFIX}
 
         def velocity_at(x: Tensor, level: Tensor) -> Tensor:
-            return self.run("denoise", kept | {"x": x, "noise_level": level.contiguous()})["velocity"]
+            if x.requires_grad and self.facts.written.format != "torch_export":
+                raise ConfigError(
+                    f"programs of format {self.facts.written.format} carry no gradients, which the guide asks for; "
+                    "choose jacobian='identity' or mode='frozen', or export format=torch_export."
+                )
+            return self.run("denoise", kept | {"x": x, "noise_level": level})["velocity"]
 
         bent = velocity_at if guide is None else guide(velocity_at)
         noise = given["noise"]
@@ -89,17 +95,26 @@ class Programs:
         return integrate(bent, noise * real, num_steps, solver), prefix["foresight"]
 
     def arguments(self, observation: Observation) -> dict[str, Tensor]:
-        """What the programs take of an observation."""
-        written, images = self.facts.written, observation.images
-        given = {name: getattr(observation, name) for name in SEEN}
-        images = to_unit(images) if written.pixels == "float32" else self._bytes(images)
-        if not written.latents:
-            return given | {"images": images}
-        latents = observation.latents
+        """What the programs take of an observation. Raises ConfigError for latents that they have no use for."""
+        images, latents = self._pixels(observation.images), observation.latents
+        given = {name: getattr(observation, name) for name in SEEN} | {"images": images}
+        if not self.facts.written.latents:
+            if latents is not None:
+                raise ConfigError(
+                    "the programs encode pictures themselves; export with latents=true to give latents."
+                )
+            return given
         if latents is None:
-            both = [self.run("encode", {"frames": frame})["frame_latents"] for frame in images.unbind(2)]
+            both = [self.encode(frame) for frame in images.unbind(2)]
             latents = torch.stack(both, dim=2)
-        return given | {"images": images[:, :, 1].contiguous(), "latents": latents.float()}
+        return given | {"images": images[:, :, 1], "latents": latents.float()}
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames `(B, V, 3, H, W)`, uint8 or float in [0, 1] → latents `(B, V, C, h, w)` float32."""
+        return self.run("encode", {"frames": self._pixels(frames)})["frame_latents"]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return to_unit(images) if self.facts.written.pixels == "float32" else self._bytes(images)
 
     def _bytes(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
