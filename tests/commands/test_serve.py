@@ -23,12 +23,19 @@ NANO = Path(__file__).parents[1] / "goldens" / "nano"
 def test_a_server_until_its_signal(tmp_path):
     """The whole command in a process of its own, with a client, to its exit code."""
     (tmp_path / "token").write_text("a-token-of-some-length\n")
-    words = ["serve", f"checkpoint={NANO}", "port=0", f"token_file={tmp_path / 'token'}", "num_steps=2"]
+    words = [
+        "serve",
+        f"checkpoint={NANO}",
+        "port=0",
+        f"token_file={tmp_path / 'token'}",
+        "num_steps=2",
+        "engine=static",
+    ]
     command = [sys.executable, "-m", "vla_mot.commands.main", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             told = process.stdout.readline()
-            assert re.match(r"conveyor +conveyor/delta, 2 .*, on cpu", told), told
+            assert re.match(r"conveyor +conveyor/delta, 2 .*, engine static, on cpu", told), told
             address = process.stdout.readline()
             port = int(re.search(r"serving on ws://127\.0\.0\.1:(\d+); stop with Ctrl-C", address)[1])
             with Client(port=port, token="a-token-of-some-length") as client:

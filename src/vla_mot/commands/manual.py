@@ -414,6 +414,7 @@ COMMANDS = (
             *_OPENING,
             ("robot", "null", "one that the checkpoint knows; null: all of them"),
             ("device", "cpu", "where it computes"),
+            ("engine", "eager", "static or compiled: the same actions, faster (docs/inference.md)"),
             ("host", "127.0.0.1", "address to listen on"),
             ("port", "8000", "0: any that is free"),
             (

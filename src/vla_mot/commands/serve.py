@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.devices import require_device
+from vla_mot.commands.engines import EAGER, described, with_engine
 from vla_mot.commands.opening import Opening
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.settings import section
@@ -33,6 +35,7 @@ class ServeConfig(ServerConfig, Opening):
     num_steps: int | None = None
     solver: Solver | None = None
     n_action_steps: int | None = None
+    engine: Mapping[str, Any] = field(default_factory=lambda: {"kind": EAGER})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,8 +53,8 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
 
     def ready(address: str) -> None:
         for name, policy in policies.items():
-            told = f"{policy.robot}, {sampling(policy.spec.sampler)}, on {policy.device}"
-            console.print(Text.assemble((name, "cyan"), f"   {told}"))
+            how = f"{sampling(policy.spec.sampler)}, engine {described(settings.engine)}, on {policy.device}"
+            console.print(Text.assemble((name, "cyan"), f"   {policy.robot}, {how}"))
         console.print(f"serving on {address}; stop with Ctrl-C")
 
     asyncio.run(server.run(policies, ready, signals=True))
@@ -71,6 +74,7 @@ def open_policies(settings: ServeConfig) -> dict[str, Policy]:
     ).with_sampler(
         num_steps=settings.num_steps, n_action_steps=settings.n_action_steps, solver=settings.solver
     )
+    policy = with_engine(policy, settings.engine)
     asked = [
         robot
         for robot in policy.spec.robots

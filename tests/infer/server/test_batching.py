@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from tests.infer.server.serving import Running, observation, serving
 from tests.infer.tiny_policy import tiny_policy
 from vla_mot.batch import ActionChunk
-from vla_mot.flow.solvers import Guide
+from vla_mot.infer.engine import EngineConfig
 from vla_mot.infer.policy import Policy
 from vla_mot_client import Client, ServerError
 
@@ -21,9 +22,9 @@ from vla_mot_client import Client, ServerError
 class Slow(Policy):
     """Takes its time, remembers the size of its batches, and fails where it is told to."""
 
-    def __init__(self, seconds: float = 0.0, poison: str = "") -> None:
-        base = tiny_policy()
-        super().__init__(base.model, base.spec)
+    def __init__(self, seconds: float = 0.0, poison: str = "", engine: EngineConfig | None = None) -> None:
+        base = tiny_policy() if engine is None else tiny_policy().with_engine(engine)
+        super().__init__(base.model, base.spec, engine=base.engine)
         self.seconds, self.poison = seconds, poison
         self.batches: list[int] = []
         self.entered, self.go_on = threading.Event(), threading.Event()
@@ -34,8 +35,8 @@ class Slow(Policy):
         images: Mapping[str, Tensor],
         state: Tensor,
         instructions: Sequence[str],
-        noise: Tensor,
-        guide: Guide | None = None,
+        *others: Any,
+        **options: Any,
     ) -> ActionChunk:
         self.entered.set()
         self.go_on.wait(30)
@@ -43,7 +44,7 @@ class Slow(Policy):
         self.batches.append(len(state))
         if self.poison == "raise" and "poison" in instructions:
             raise RuntimeError("secret detail in /secret/path")
-        chunk = super().predict(images, state, instructions, noise, guide)
+        chunk = super().predict(images, state, instructions, *others, **options)
         if self.poison == "nan":
             bad = torch.tensor(["poison" in told for told in instructions])
             chunk.actions[bad] = torch.nan
@@ -192,3 +193,19 @@ def test_a_lone_client_waits_for_nobody():
     """However long the window for others is."""
     with serving(tiny_policy(), batch_window_ms=5000) as running, Client(port=running.port) as client:
         assert client.infer(observation())["server_timing"]["queue_ms"] < 2500
+
+
+def test_behind_an_engine_batches_have_few_sizes():
+    """Each size has programs of its own; all of them are made before the first client comes."""
+    policy = Slow(engine=EngineConfig("static"))
+    asked = [observation(row, step=row) for row in range(3)]
+    with serving(policy, max_batch=4, warm_up=True, instructions=("a", "a longer one")) as running:
+        assert policy.batches == [1, 2, 4] * 2
+        policy.batches.clear()
+        found = held_together(running, policy, asked)
+    assert policy.batches == [1, 4]
+    assert [reply["server_timing"]["batch_size"] for reply in found] == [3, 3, 3]
+    with serving(tiny_policy()) as running:
+        for place, (content, reply) in enumerate(zip(asked, found, strict=True)):
+            eager = one(running.port, content, place)
+            assert np.allclose(reply["actions"], eager["actions"], atol=1e-4)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vla_mot.infer.rtc import RtcConfig
 from vla_mot.options import at_least, fit, within
 
 MissingHistory = Literal["present", "error"]
@@ -16,7 +17,8 @@ class ServerConfig:
     """See conf/serve.yaml, where each key is explained.
 
     batch_window_ms, deadline_ms: milliseconds. drain_seconds, ping_seconds: seconds. history_tolerance: control steps.
-    rename: key of a client → key of the robot.
+    rename: key of a client → key of the robot. instructions: what is predicted once for before listening.
+    rtc: how a chunk goes on with the last one, for requests that ask for it.
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +41,8 @@ class ServerConfig:
     drain_seconds: float = 30.0
     ping_seconds: float = 20.0
     warm_up: bool = True
+    instructions: tuple[str, ...] = ()
+    rtc: RtcConfig = field(default_factory=RtcConfig)
 
     def __post_init__(self) -> None:
         fit(MissingHistory, "missing_history", self.missing_history)
@@ -53,6 +57,12 @@ class ServerConfig:
             fit(str, "rename", name)
         if self.deadline_ms is not None:
             at_least(0.001, {"deadline_ms": self.deadline_ms})
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """1, 2, 4, … max_batch: an engine has programs for each size, so batches are filled up to one of these."""
+        powers = [2**power for power in range(self.max_batch.bit_length())]
+        return tuple(dict.fromkeys([*powers, self.max_batch]))
 
     @property
     def message_bytes(self) -> int:

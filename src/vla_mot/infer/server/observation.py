@@ -22,8 +22,10 @@ STATE = "observation.state"
 """The whole state in one array, whatever the features that it is made of are called."""
 MAX_SIDE = 4096  # pixels
 _MAX_STEP = 2**53
+_MAX_CHUNK = 1000  # steps; more than any policy predicts
 _TEXTS = ("prompt", "task")
-_CONTROLS = ("embodiment", "step", "seed", "reset", "remember", "deadline_ms")
+_LEFT_OVER = "left_over"
+_CONTROLS = ("embodiment", "step", "seed", "reset", "remember", "deadline_ms", "delay")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Controls:
 
     embodiment: the robot, where the server drives several. step: control steps since the episode began.
     seed: of the noise from now on. reset: a new episode begins. remember: keep the pictures, predict nothing.
-    deadline_ms: milliseconds after its arrival at which an answer is of no use any more.
+    deadline_ms: milliseconds after its arrival at which an answer is of no use any more. delay: control steps that will
+    have been executed of the last chunk when this one arrives; it is made to go on with that one.
     """
 
     embodiment: str | None = None
@@ -41,6 +44,7 @@ class Controls:
     reset: bool = False
     remember: bool = False
     deadline_ms: float | None = None
+    delay: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ class Seen:
     """What a robot sees and is told. images, history: camera → `(h, w, 3)` uint8, frames t and t − m.
 
     history: empty unless the request carried it. state: `(S,)` float32 in physical units; None in a `remember`.
+    left_over: `(R, D)` float32, the actions that the last chunk still has, where the client says so itself.
     """
 
     images: Mapping[str, np.ndarray]
     history: Mapping[str, np.ndarray] = field(default_factory=dict)
     state: np.ndarray | None = None
     instruction: str = ""
+    left_over: np.ndarray | None = None
 
 
 def flatten(message: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def take_controls(parts: dict[str, Any]) -> Controls:
     for name in ("reset", "remember"):
         if name in given and type(given[name]) is not bool:
             raise invalid(f"{name} is true or false, got {_told(given[name])}.")
-    for name, most in (("step", _MAX_STEP), ("seed", MAX_SEED)):
+    for name, most in (("step", _MAX_STEP), ("seed", MAX_SEED), ("delay", _MAX_STEP)):
         if name in given and not (type(given[name]) is int and 0 <= given[name] <= most):
             raise invalid(f"{name} is a whole number in 0 … {most}, got {_told(given[name])}.")
     limit = given.get("deadline_ms")
@@ -110,7 +116,7 @@ def read_seen(
     """
     cameras = [key for _, key in robot.present_cameras]
     fields = [part.key for part in robot.state]
-    _require_known(parts, list(dict.fromkeys([*cameras, *fields, STATE, *_TEXTS])))
+    _require_known(parts, list(dict.fromkeys([*cameras, *fields, STATE, *_TEXTS, _LEFT_OVER])))
     if missing := [key for key in cameras if key not in parts]:
         raise invalid(
             f"robot {robot.name!r} expects the cameras {', '.join(cameras)}; missing: {missing[0]!r}."
@@ -122,7 +128,8 @@ def read_seen(
     present = {key: found[-1] for key, found in frames.items()}
     if only_images:
         return Seen(present, past)
-    return Seen(present, past, _state(parts, robot), _instruction(parts))
+    left_over = _left_over(parts.get(_LEFT_OVER), robot)
+    return Seen(present, past, _state(parts, robot), _instruction(parts), left_over)
 
 
 def _require_known(parts: Mapping[str, Any], known: list[str]) -> None:
@@ -162,6 +169,14 @@ def _state(parts: Mapping[str, Any], robot: Embodiment) -> np.ndarray:
         [np.zeros(0, np.float32), *(_vector(key, parts.get(key), n) for key, n in widths.items())]
     )
     return state.astype(np.float32)
+
+
+def _left_over(value: Any, robot: Embodiment) -> np.ndarray | None:
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray) or value.ndim != 2:
+        raise invalid(f"{_LEFT_OVER}: expected an array (steps, {robot.action_dim}), got {_told(value)}.")
+    return np.stack([_vector(_LEFT_OVER, row, robot.action_dim) for row in value[:_MAX_CHUNK]])
 
 
 def _vector(key: str, value: Any, width: int) -> np.ndarray:

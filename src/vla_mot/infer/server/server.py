@@ -21,7 +21,7 @@ from vla_mot.infer.server.wire import encode
 
 _log = logging.getLogger(__name__)
 _HEALTH, _METRICS = "/healthz", "/metrics"
-_FRAMES_AHEAD = 4  # frames of one client that are read before its request was answered
+_FRAMES_AHEAD = 1  # frames of one client that are read before its request was answered
 _TRY_AGAIN = 1013  # close code of a server that is overloaded
 _GONE = http.HTTPStatus.SERVICE_UNAVAILABLE
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

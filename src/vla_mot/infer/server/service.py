@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from vla_mot.errors import ConfigError, unknown_name
@@ -19,7 +19,7 @@ from vla_mot.infer.server.config import ServerConfig
 from vla_mot.infer.server.errors import KINDS, RequestError, invalid
 from vla_mot.infer.server.metadata import metadata
 from vla_mot.infer.server.metrics import Metrics
-from vla_mot.infer.server.observation import Seen, dotted, flatten, read_seen, take_controls
+from vla_mot.infer.server.observation import Controls, Seen, dotted, flatten, read_seen, take_controls
 from vla_mot.infer.server.predicting import Predictor, Row
 from vla_mot.infer.server.sessions import ClientSession, History, Source
 from vla_mot.infer.server.wire import decode, encode
@@ -50,7 +50,7 @@ class Service:
                 "the checkpoint knows no robot: it holds no statistics, so nothing can be served."
             )
         self.policies, self.config = dict(policies), config
-        self._predictor = Predictor(policies)
+        self._predictor = Predictor(policies, config)
         self.metrics = Metrics((_OK, *KINDS, _LEFT), get_args(Source))
         self.metadata = metadata(self.policies, config)
         self.stopping = False
@@ -116,16 +116,15 @@ class Service:
         body, size = policy.robot.embodiment, policy.spec.model.view_size
         seen = read_seen(parts, body, size, only_images=asked.remember)
         offset = policy.spec.model.offset(body)
-        session.control(asked)
+        _require_sense(asked, seen)
+        session.control(asked)  # from here on nothing is wrong with the request itself
         session.drive(name)
         if asked.step is not None:
             session.remember(seen, asked.step, offset)
         if asked.remember:
-            if asked.step is None:
-                raise invalid("remember = true keeps the pictures of a 'step'; say which.")
             return {"remembered": asked.step}
         found = session.history(seen, asked.step, offset)
-        row = self._row(name, session, seen, found)
+        row = self._row(name, session, seen, found, asked)
         limit = asked.deadline_ms if asked.deadline_ms is not None else self.config.deadline_ms
         return Work(row, found, asked.step, limit)
 
@@ -159,7 +158,7 @@ class Service:
             return encode(work)
         deadline = None if work.deadline_ms is None else arrived + work.deadline_ms / 1000
         answer = await self._batcher.submit(work.row, deadline)
-        session.calls += 1
+        session.answered(work.step, answer.actions)
         self.metrics.history.add(work.history.source)
         seconds = loop.time() - arrived
         self.metrics.seconds.add(seconds)
@@ -175,13 +174,36 @@ class Service:
             raise invalid(unknown_name("embodiment", name[:80], self.policies))
         return name
 
-    def _row(self, name: str, session: ClientSession, seen: Seen, found: History) -> Row:
+    def _row(self, name: str, session: ClientSession, seen: Seen, found: History, asked: Controls) -> Row:
         assert seen.state is not None, "read_seen reads the state unless only_images"
-        return Row(name, found.frame, seen.images, seen.state, seen.instruction, session.seed, session.calls)
+        row = Row(
+            robot=name,
+            past=found.frame,
+            present=seen.images,
+            state=seen.state,
+            instruction=seen.instruction,
+            seed=session.seed,
+            call=session.calls,
+            episode=session.key,
+        )
+        if asked.delay is None:
+            return row
+        left = session.left_over(asked.step) if seen.left_over is None else seen.left_over
+        return row if left is None else replace(row, left_over=left, delay=min(asked.delay, len(left)))
+
+
+def _require_sense(asked: Controls, seen: Seen) -> None:
+    if asked.remember and asked.step is None:
+        raise invalid("remember = true keeps the pictures of a 'step'; say which.")
+    if seen.left_over is not None and asked.delay is None:
+        raise invalid("left_over needs a delay: how many of its steps will have been executed.")
+    if asked.delay is not None and asked.step is None and seen.left_over is None:
+        raise invalid("delay goes on with the last chunk from a 'step' on: say which, or send 'left_over'.")
 
 
 def _reply_of(work: Work, answer: Answer, seconds: float, previous_ms: float | None) -> dict[str, Any]:
     """openpi's names for actions and timing; its clients cut every array along the chunk, so there is just one."""
+    left = work.row.left_over
     server = {"infer_ms": seconds * 1000, "queue_ms": answer.waited * 1000, "batch_size": answer.batch}
     if previous_ms is not None:
         server["prev_total_ms"] = previous_ms
@@ -191,5 +213,6 @@ def _reply_of(work: Work, answer: Answer, seconds: float, previous_ms: float | N
         "policy_timing": {"infer_ms": answer.computed * 1000},
         "history": {"source": work.history.source, "age_steps": work.history.age},
         "noise": {"seed": work.row.seed, "call": work.row.call},
+        "continued": None if left is None else {"steps": len(left), "delay": work.row.delay},
         "step": work.step,
     }

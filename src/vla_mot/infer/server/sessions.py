@@ -44,6 +44,8 @@ class ClientSession:
         """A new episode: nothing of the last one remains."""
         self.robot = None
         self.seed, self.calls = seed, 0
+        self.key = object()  # like no other episode's
+        self._chunk: tuple[int, np.ndarray] | None = None  # the step it begins at, `(L, D)`
         self._frames: dict[int, Frame] = {}  # by step, in order
         self._first: int | None = None
 
@@ -88,6 +90,19 @@ class ClientSession:
                 "(remember = true), or send both frames of each camera as (2, h, w, 3)."
             )
         return History(seen.images, "present", 0)
+
+    def answered(self, step: int | None, actions: np.ndarray) -> None:
+        """The client got a chunk `(L, D)` for what it saw at a step."""
+        self.calls += 1
+        self._chunk = None if step is None else (step, actions)
+
+    def left_over(self, step: int | None) -> np.ndarray | None:
+        """What the last chunk still has for a step and later, `(R, D)`; None where nothing is left."""
+        if self._chunk is None or step is None:
+            return None
+        start, actions = self._chunk
+        rest = actions[max(0, step - start) :]
+        return rest if len(rest) else None
 
     def _find(self, step: int, offset: int) -> History | None:
         wanted = step - offset
