@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from tests.train.runs import MemoryStream, logged, trainer
 from tests.train.soak import Ending
 from tests.train.test_loop import assert_bitwise_equal, state_of
 
+from vla_mot.batch import Batch
 from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.config import SafetyConfig
@@ -126,6 +129,40 @@ def test_what_is_left_out_changes_neither_weights_nor_averages_nor_optimizer(tmp
     after = trainer(tmp_path / "after", MemoryStream(spoil_step=3), steps=4, save_every=100, safety=SKIP)
     after.run()
     assert_bitwise_equal(state_of(after), state_of(before))
+
+
+def test_a_gradient_that_is_no_number_is_left_out_though_the_loss_is_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trainer(tmp_path, steps=1, safety=SKIP)
+    before = {name: tensor.clone() for name, tensor in state_of(run).items()}
+    run.model.action.out_proj.bias.register_hook(lambda gradient: gradient / 0)
+    run.run()
+    assert "step 0 is left out (1 of at most 1, train.safety.skip_steps): grad_norm is not" in caplog.text
+    assert_bitwise_equal(state_of(run), before)
+
+
+class Jumping(MemoryStream):
+    """At one step, actions that nobody ever showed."""
+
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
+        for step, batch in enumerate(super().batches(start, stop, prefetch), start=start):
+            yield replace(batch, actions=100 * batch.actions) if step == 24 else batch
+
+
+def test_a_spike_is_told_and_logged_also_by_a_run_that_was_just_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rare = {"steps": 26, "save_every": 23, "val_every": 100, "lr": 1e-5}
+    first = trainer(tmp_path, **rare)
+    first.stream = Ending(23)
+    first.run()
+    again = trainer(tmp_path, Jumping(), **rare)
+    again.resume(find_checkpoint(tmp_path))
+    again.run()
+    assert "step 24: the loss is " in caplog.text and "what was drawn for step 24." in caplog.text
+    spikes = [record for record in logged(tmp_path) if record["kind"] == "spike"]
+    assert [(record["step"], record["loss"] > 100 * record["usual"]) for record in spikes] == [(25, True)]
 
 
 def test_the_budget_counts_over_resumptions_and_ends_the_run_once_it_is_spent(tmp_path: Path) -> None:

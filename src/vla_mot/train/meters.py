@@ -10,6 +10,7 @@ Sums stay on the device and wait for nobody; once per log window they are added 
 Legend: `B` batch, `O` datasets of the mixture, `R` ranks.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -124,9 +125,9 @@ def gradient_norms(model: nn.Module, total: float, clip_norm: float) -> dict[str
     """`grad_norm/<expert>` as it was before `clip_grad_norm_` scaled all gradients alike; every rank must ask.
 
     total: what `clip_grad_norm_` returned, the norm of all of them; the squares of the experts' add up to its square.
-    Experts without a gradient are left out. Waits for the device.
+    Experts without a gradient are left out; all are nan where `total` is not finite. Waits for the device.
     """
-    scale = min(1.0, clip_norm / (total + 1e-6))  # torch's own
+    scale = min(1.0, clip_norm / (total + 1e-6)) or math.nan  # torch's own; 0 of an infinite gradient
     found: dict[str, list[Tensor]] = {}
     for name, weight in model.named_parameters():
         if weight.grad is not None and (owner := expert_of(name)) is not None:
