@@ -61,7 +61,7 @@ def steps(
             "parameters": [*model.parameters(), *model.buffers()],
             "gradients": gradients,
             "optimizer": optimizers.tensors().values(),
-            "average": average.state.values() if train.ema_decay else (),
+            "average": average.own.values(),
         }
         found = {name: sum(local(tensor).nbytes for tensor in tensors) for name, tensors in stays.items()}
         del gradients, stays

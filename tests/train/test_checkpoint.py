@@ -15,6 +15,8 @@ from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, ParallelConfig
 from vla_mot.train.log import read_log
+from vla_mot.train.state import write_state
+from vla_mot.train.world import World
 
 
 def numbers(run: Path) -> list[str]:
@@ -91,6 +93,35 @@ def test_an_adapted_run_resumes_bitwise_and_saves_a_plain_policy(tmp_path: Path)
     moved = "stack.layers.0.experts.understanding.self_attn.q_proj.weight"
     adapted = before[moved.replace(".weight", ".base_layer.weight")]
     assert not torch.equal(policy.model.state_dict()[moved], adapted)
+
+
+def test_a_checkpoint_with_averages_of_what_does_not_train_resumes_the_same(tmp_path: Path) -> None:
+    """As they were written once."""
+    run = trainer(tmp_path, experts=ADAPTED)
+    folder = run.run()
+    rewrite(folder, state_of(run) | {f"average.{n}": t for n, t in run.average.state(run.model).items()})
+    again = trainer(tmp_path, experts=ADAPTED)
+    again.resume(folder)
+    assert_bitwise_equal(state_of(again), state_of(run))
+
+
+def test_a_checkpoint_that_lacks_an_average_or_has_one_of_nothing_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    folder, whole = run.run(), state_of(run)
+    lacking = {name: tensor for name, tensor in whole.items() if name != "average.action.out_proj.bias"}
+    for odd, named in ((lacking, "out_proj"), (whole | {"average.of nothing": torch.ones(1)}, "of nothing")):
+        rewrite(folder, odd)
+        with pytest.raises(CheckpointError, match=rf"other weights than this run trains: average\..*{named}"):
+            trainer(tmp_path).resume(folder)
+
+
+def rewrite(checkpoint: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Another state in a checkpoint."""
+    state = checkpoint / "training_state"
+    for file in state.glob("*.safetensors"):
+        file.unlink()
+    write_state(state, {name: tensor.detach().clone() for name, tensor in tensors.items()}, World())
+    write_manifest(state)
 
 
 def test_passes_make_the_same_step(tmp_path: Path) -> None:

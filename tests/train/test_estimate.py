@@ -34,7 +34,10 @@ CASES: dict[str, dict[str, Any]] = {
         "ema_decay": 0.9,
     },
     "insulated": {"insulate": True},
-    "action expert alone": {"experts": ExpertsConfig(vision=FROZEN, understanding=FROZEN, generation=FROZEN)},
+    "action expert alone": {
+        "experts": ExpertsConfig(vision=FROZEN, understanding=FROZEN, generation=FROZEN),
+        "ema_decay": 0.9,
+    },
 }
 
 

@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def tensors_of(run: Trainer) -> dict[str, torch.Tensor]:
-    states = {"model": run.model.state_dict(), "average": run.average.state, "own": run.optimizers.tensors()}
+    states = {"model": run.model.state_dict(), "average": run.average.own, "own": run.optimizers.tensors()}
     return {f"{kind}.{name}": tensor for kind, state in states.items() for name, tensor in state.items()}
 
 

@@ -23,7 +23,7 @@ from vla_mot.train.loop import Trainer
 
 def state_of(run: Trainer) -> dict[str, torch.Tensor]:
     parts = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
-    parts |= {f"average.{name}": tensor for name, tensor in run.average.state.items()}
+    parts |= {f"average.{name}": tensor for name, tensor in run.average.own.items()}
     return parts | {f"optimizer.{name}": value for name, value in run.optimizers.tensors().items()}
 
 
@@ -81,11 +81,11 @@ def test_saved_policy_holds_the_averaged_weights(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     folder = run.run()
     policy = Policy.from_pretrained(folder / "pretrained_model")
-    assert_bitwise_equal(policy.model.state_dict(), run.average.state)
+    assert_bitwise_equal(policy.model.state_dict(), run.average.state(run.model))
     saved = saved_state(folder)
     assert_bitwise_equal(saved, state_of(run))
     raw = {n.removeprefix("model."): tensor for n, tensor in saved.items() if n.startswith("model.")}
-    moved = [name for name in raw if not torch.equal(raw[name], run.average.state[name])]
+    moved = [name for name, average in run.average.own.items() if not torch.equal(raw[name], average)]
     assert "action.out_proj.weight" in moved  # averaging is on, so the two differ
     assert (tmp_path / "checkpoints" / "last").resolve() == folder.resolve()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000004", "000006", "last"]
@@ -143,9 +143,9 @@ def test_weights_that_blew_up_are_never_saved(tmp_path: Path, lr: float, ema_dec
 def test_a_single_weight_that_is_not_finite_is_never_saved(tmp_path: Path, kind: str) -> None:
     run = trainer(tmp_path)
     run.run()
-    state = run.average.state if kind == "averaged weights" else run.model.state_dict()
-    state["tokenizer.latent_std"].view(-1)[0] = float("inf")
-    with pytest.raises(NonFiniteLossError, match=rf"1 of the {kind} \(tokenizer.latent_std, …\)"):
+    state = run.average.own if kind == "averaged weights" else run.model.state_dict()
+    state["action.out_proj.bias"].view(-1)[0] = float("inf")
+    with pytest.raises(NonFiniteLossError, match=rf"1 of the {kind} \(action.out_proj.bias, …\)"):
         run.save()
 
 

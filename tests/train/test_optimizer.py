@@ -6,7 +6,8 @@ from torch import nn
 
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.train.average import AveragedWeights
-from vla_mot.train.config import TrainConfig
+from vla_mot.train.config import ExpertsConfig, ExpertTraining, TrainConfig
+from vla_mot.train.experts import freeze
 from vla_mot.train.log import RunLog, read_log
 from vla_mot.train.optimizer import Optimizers, learning_rate
 
@@ -36,7 +37,21 @@ def test_average_matches_its_formula_and_follows_buffers() -> None:
         average.update(model)
         decay = min(0.5, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * update
-    assert float(average.state["weight"]) == pytest.approx(expected, rel=1e-6)
+    assert float(average.own["weight"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_does_not_train_is_averaged_by_nobody_and_follows_the_model() -> None:
+    model = tiny_model()
+    freeze(model, ExpertsConfig(generation=ExpertTraining(frozen=True)))
+    average = AveragedWeights(model, decay=0.5)
+    assert average.own.keys() == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert not any(name.startswith(("tokenizer.", "generation.")) for name in average.own)
+    model.tokenizer.latent_std.fill_(3.0)
+    model.action.out_proj.weight.data.add_(1.0)
+    state = average.state(model)
+    assert state.keys() == model.state_dict().keys()
+    assert bool((state["tokenizer.latent_std"] == 3).all())
+    assert not torch.equal(state["action.out_proj.weight"], model.action.out_proj.weight)
 
 
 def test_average_of_decay_zero_is_the_model() -> None:
@@ -44,7 +59,11 @@ def test_average_of_decay_zero_is_the_model() -> None:
     average = AveragedWeights(model, decay=0.0)
     model.action.out_proj.weight.data.add_(1.0)
     average.update(model)
-    assert torch.equal(average.state["action.out_proj.weight"], model.action.out_proj.weight)
+    assert not average.own
+    name = "action.out_proj.weight"
+    assert torch.equal(average.state(model)[name], model.action.out_proj.weight)
+    with average.inside(model):
+        assert float(model.action.out_proj.weight.detach().abs().max()) > 0.9
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -1,6 +1,6 @@
 """Averaged weights, for validation and inference."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,60 +11,60 @@ from vla_mot.train.world import local
 
 
 class AveragedWeights:
-    """Exponential moving average of a model's state; sharded as the model is.
+    """Exponential moving average of a model's weights that train; sharded as the model is.
 
     The decay is warmed up as min(decay, (1 + n) / (10 + n)), so that early averages forget their random start.
-    With decay 0 there is no average: its state is the model's own, and costs no memory.
+    model: as it will be trained, for what does not train equals its average and is not kept twice.
+    decay: 0: nothing is averaged, and nothing kept.
+    own: the averages, by the names of `model.state_dict()`. updates: n.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        own = model.state_dict()
-        self.state = {name: tensor.detach().clone() for name, tensor in own.items()} if decay else own
+        trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        self.own = {
+            name: tensor.detach().clone()
+            for name, tensor in model.state_dict().items()
+            if decay and name in trained
+        }
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """A whole state: averages of what trains, and the model's own of everything else."""
+        return {**model.state_dict(), **self.own}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model."""
+        """Move the averages towards the model."""
         self.updates += 1
-        if not self.decay:
+        if not self.own:
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        mine, theirs = [], []
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                mine.append(local(self.state[name]))
-                theirs.append(local(tensor.detach()))
-            else:
-                self.state[name].copy_(tensor)
+        mine, theirs = zip(*self._pairs(model), strict=True)
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     @contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the averaged weights meanwhile; without an average, its own."""
-        if self.decay:
-            self._swap(model)
+        """The model holds the averages meanwhile; without any, its own weights."""
+        self._swap(model)
         try:
             yield
         finally:
-            if self.decay:
-                self._swap(model)
+            self._swap(model)
 
     @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
         """Exchange the numbers of both, one tensor at a time."""
-        for name, tensor in model.state_dict().items():
-            mine, theirs = local(self.state[name]), local(tensor.detach())
+        for mine, theirs in self._pairs(model):
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)
 
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Restore a saved average from whole tensors; without an average, only its count."""
-        self.updates = updates
-        for name, tensor in self.state.items() if self.decay else ():
-            fill(tensor, state[name])
+    def _pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's part of every average, and of the weight that it follows."""
+        weights = model.state_dict() if self.own else {}
+        for name, average in self.own.items():
+            yield local(average), local(weights[name].detach())
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ class Checkpoints:
         content = _Content(
             progress,
             average.updates,
-            merged(_whole_on_main(average.state, self._world), self._config.experts),
+            merged(_whole_on_main(average.state(model), self._world), self._config.experts),
             state_of(model, average, optimizers),
             is_best,
         )

@@ -59,7 +59,8 @@ def estimate(
     gradients = _bytes(trained, model, 1 if stays else shards)
     buckets = gradients if copies and passes else 0
     optimizer = _optimizer(model, trained, train.optimizer, shards)
-    average = _bytes(model.state_dict(keep_vars=True).values(), model, shards) if train.ema_decay else 0
+    averaged = [w for w in model.state_dict(keep_vars=True).values() if w.requires_grad and train.ema_decay]
+    average = _bytes(averaged, model, shards)
     update = _MUON_STEP * max((p.numel() for p in _matrices(model)), default=0)
     live = rehearse(model, train, batches, latents, holds_gradients=stays, shards=shards)
     step = gradients + (update if train.optimizer == "muon" else 0)

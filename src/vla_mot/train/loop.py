@@ -285,7 +285,7 @@ class Trainer:
         step, learned = self.progress.step - 1, self._learned
         held = {"weights": self.model.state_dict()}
         if self.average.decay:
-            held["averaged weights"] = self.average.state
+            held["averaged weights"] = self.average.own
         for kind, state in held.items():
             if not (bad := damaged(state, self.world)):
                 continue

@@ -1,7 +1,7 @@
 """The state that training continues from, as tensors: written by all ranks together, read by any number of them.
 
     model.<weight>                  the weights
-    average.<weight>                their moving average, where there is one
+    average.<weight>                the moving average of those that train, where there is one
     optimizer.<weight>/<quantity>   what the optimizer keeps of each
 
 torch's distributed checkpoints do the work (each rank writes what it holds, a reader takes what it needs), in
@@ -36,7 +36,7 @@ def state_of(model: nn.Module, average: AveragedWeights, optimizers: Optimizers)
     """All tensors of a run; each rank's part of what is sharded. They share memory with the run's own."""
     parts: dict[str, Mapping[str, Tensor]] = {"model": model.state_dict(), "optimizer": optimizers.tensors()}
     if average.decay:
-        parts["average"] = average.state
+        parts["average"] = average.own
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
@@ -60,7 +60,9 @@ def read_state(
     wanted = state_of(model, average, optimizers)
     own = {name: tensor for name, tensor in wanted.items() if not name.startswith(_OPTIMIZER)}
     found = {name for name in stored if not name.startswith(_OPTIMIZER)}
-    if odd := sorted(found ^ own.keys()):
+    # Earlier runs averaged what does not train as well.
+    spare = {f"average.{name}" for name in model.state_dict()} if average.decay else set()
+    if odd := sorted((own.keys() - found) | (found - own.keys() - spare)):
         raise CheckpointError(f"{folder} holds other weights than this run trains: {', '.join(odd[:5])}, ….")
     kept = _like(stored, dict(model.named_parameters()))
     for name, tensor in own.items():
