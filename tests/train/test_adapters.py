@@ -1,15 +1,17 @@
 """Adapters learn, what they adapt does not, and both together are a plain model."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tests.model.tiny import FAMILIES, labelled, tiny_batch, tiny_config, tiny_model, tiny_noise
-from tests.train.runs import train_config
+from tests.train.runs import parted, saved_state, train_config, trainer
 
 from vla_mot.errors import ConfigError
 from vla_mot.model.model import VlaMotModel
 from vla_mot.train.adapters import inject, merged
+from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, ParallelConfig
 from vla_mot.train.experts import EXPERTS, expert_of, freeze, groups, trained
 
@@ -175,6 +177,17 @@ def test_dropout_is_of_the_adapters_input_and_only_in_training() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     model.train()
     assert not torch.equal(outputs(model)[0], outputs(model)[0])
+
+
+def test_a_resumed_run_drops_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    wet = ExpertsConfig(action=ExpertTraining(adapter=AdapterConfig(rank=3, dropout=0.5)))
+    whole = trainer(tmp_path / "whole", experts=wet)
+    before = torch.get_rng_state()
+    whole.run()
+    assert torch.equal(torch.get_rng_state(), before)
+    parted(tmp_path / "parts", experts=wet)
+    mine, theirs = (saved_state(find_checkpoint(tmp_path / name)) for name in ("parts", "whole"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.slow

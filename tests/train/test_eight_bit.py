@@ -7,12 +7,11 @@ import torch
 from safetensors.torch import load_file
 from tests.train.runs import MemoryStream, saved_state, train_config, trainer
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 
 from vla_mot.errors import ConfigError
 from vla_mot.hub.tensors import write_tensors
 from vla_mot.train.checkpoint import find_checkpoint
+from vla_mot.train.config import ParallelConfig
 from vla_mot.train.eight_bit import make, packed, unpacked
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs vla-mot[8bit]")
@@ -110,13 +109,6 @@ def test_without_bitsandbytes_the_message_names_the_extra(monkeypatch: pytest.Mo
         optimizer(weights())
 
 
-def test_sharded_weights_are_refused() -> None:
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        sharded = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
-        with pytest.raises(ConfigError, match=r"takes whole weights.*use adamw.*strategy=ddp"):
-            make([{"params": [sharded], "weight_decay": 0.0}], train_config())
-    finally:
-        torch.distributed.destroy_process_group()
+def test_sharded_weights_are_refused_before_anything_is_made() -> None:
+    with pytest.raises(ConfigError, match=r"takes whole weights.*use adamw.*strategy=ddp"):
+        train_config(optimizer="adamw8bit", parallel=ParallelConfig("fsdp"))

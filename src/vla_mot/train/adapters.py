@@ -7,17 +7,21 @@ from holds these, and a policy holds what `merged` makes of them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from vla_mot.keyed import keyed_uniform
 from vla_mot.train.config import AdapterConfig, ExpertsConfig
 from vla_mot.train.experts import EXPERTS, expert_of, training_of
+from vla_mot.train.world import World
 
 _NAME = "default"
 _BASE, _DOWN, _UP = ".base_layer.", f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight"
 _LENGTH = f".lora_magnitude_vector.{_NAME}.weight"
+_DROPOUT_STREAM = 3  # of the keyed numbers that seed a step's dropout
 
 
 def inject(model: nn.Module, experts: ExpertsConfig, seed: int) -> list[str]:
@@ -65,6 +69,22 @@ def _inject(model: nn.Module, layers: list[str], how: AdapterConfig) -> None:
     )
     inject_adapter_in_model(config, model, _NAME)
     del model.peft_config  # a note for those who go on with peft; it warns when it finds its own
+
+
+@contextmanager
+def dropping(experts: ExpertsConfig, seed: int, step: int, world: World) -> Iterator[None]:
+    """Around the passes of a step: what adapters drop of their inputs depends on seed, step and rank alone.
+
+    So a resumed run drops what an uninterrupted one does. Torch's generators stay as they were.
+    """
+    if not any(how.adapter and how.adapter.dropout for how in vars(experts).values()):
+        yield
+        return
+    key = keyed_uniform(seed, step, _DROPOUT_STREAM, torch.tensor([world.rank]), 1)
+    own = [torch.device(world.device)] if torch.device(world.device).type == "cuda" else []
+    with torch.random.fork_rng(own):
+        torch.manual_seed(int(key * 2**53))
+        yield
 
 
 @torch.no_grad()

@@ -222,6 +222,11 @@ class TrainConfig:
             at_least(1, {"train.keep_every": self.keep_every})
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}.")
+        if self.optimizer == "adamw8bit" and self.parallel.strategy == "fsdp":
+            raise ConfigError(
+                "train.optimizer=adamw8bit takes whole weights; with train.parallel.strategy=fsdp, which shards the "
+                "optimizer's state anyway, use adamw. Or set train.parallel.strategy=ddp."
+            )
         self._require_compilable()
 
     def _require_compilable(self) -> None:

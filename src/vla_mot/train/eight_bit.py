@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from vla_mot.errors import ConfigError
 from vla_mot.train.config import TrainConfig
@@ -19,15 +18,10 @@ _TABLES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 
 
 def make(parameters: Sequence[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of parameter groups with a `weight_decay` each.
+    """The optimizer of parameter groups with a `weight_decay` each, of weights that are not sharded.
 
-    Raises ConfigError when bitsandbytes is not installed, or when weights are sharded: its kernels take whole ones.
+    Raises ConfigError when bitsandbytes is not installed.
     """
-    if any(isinstance(weight, DTensor) for group in parameters for weight in group["params"]):
-        raise ConfigError(
-            "train.optimizer=adamw8bit takes whole weights; with train.parallel.strategy=fsdp, which shards the "
-            "optimizer's state anyway, use adamw. Or set train.parallel.strategy=ddp."
-        )
     try:
         from bitsandbytes.optim import AdamW8bit
     except ModuleNotFoundError as error:

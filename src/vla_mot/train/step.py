@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vla_mot.batch import Batch
 from vla_mot.model.model import Losses, VlaMotModel
 from vla_mot.model.objective import draw_noise, global_counts, objective
+from vla_mot.train.adapters import dropping
 from vla_mot.train.batches import Batches
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.meters import gradient_norms
@@ -69,20 +70,21 @@ class Passes:
         config, size = self.config, self.batches.micro_batch
         counts = global_counts(*self.model.loss_counts(batch, config.action_draws))
         terms, found = torch.tensor([0.0, 0.0, asked], device=batch.index.device), []
-        for start in range(0, batch.batch_size, size):
-            part = batch[slice(start, start + size)] if size < batch.batch_size else batch
-            noise, level = draw_noise(
-                part, config.action_draws, config.seed, step, self.model.config.noise_level
-            )
-            enter("forward")
-            with one_pass(self.learner, last=start + size >= batch.batch_size):
-                with autocast(config.parallel, self.world.device):
-                    losses: Losses = self.learner(part, noise, level)
-                goal = objective(losses, config.foresight_weight, counts)
-                enter("backward")
-                goal.total.backward()
-            terms[:2] += torch.stack((goal.action, goal.foresight))
-            found.append(losses)
+        with dropping(config.experts, config.seed, step, self.world):
+            for start in range(0, batch.batch_size, size):
+                part = batch[slice(start, start + size)] if size < batch.batch_size else batch
+                noise, level = draw_noise(
+                    part, config.action_draws, config.seed, step, self.model.config.noise_level
+                )
+                enter("forward")
+                with one_pass(self.learner, last=start + size >= batch.batch_size):
+                    with autocast(config.parallel, self.world.device):
+                        losses: Losses = self.learner(part, noise, level)
+                    goal = objective(losses, config.foresight_weight, counts)
+                    enter("backward")
+                    goal.total.backward()
+                terms[:2] += torch.stack((goal.action, goal.foresight))
+                found.append(losses)
         action, foresight, asked_all = self.world.sum(terms)
         norm = self._clip()
         return Gradient(
