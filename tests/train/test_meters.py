@@ -1,5 +1,7 @@
 """What a run measures of its own steps, against sums made by hand."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -160,3 +162,12 @@ def test_an_expert_that_does_not_train_has_no_norm_and_no_rate():
     assert learning_rates(model, optimizers.param_groups) == pytest.approx(
         {"lr/understanding": 2e-3, "lr/generation": 2e-3, "lr/action": 1e-3}
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells it otherwise")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    ballast = b"x" * 2**31
+    code = "from vla_mot.train.pace import peak_memory; print(peak_memory('cpu'))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 0.05 < float(told) < 1.5 < len(ballast) / 2**30

@@ -7,9 +7,7 @@ A stage's fingerprint covers its own settings, those of the stages that it build
 
 import hashlib
 import json
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 from vla_mot.commands.console import clock, console
 from vla_mot.commands.folders import read_facts, write_facts
 from vla_mot.errors import ConfigError
+from vla_mot.train.pace import peak_memory
 from vla_mot.version import __version__
 
 FOLDER = "stages"
@@ -101,5 +100,4 @@ def fingerprint(before: str, settings: Any) -> str:
 
 def peak_memory_mib() -> float:
     """The largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak_memory("cpu") * 1024

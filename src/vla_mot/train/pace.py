@@ -4,11 +4,13 @@ All of it depends on the machine, so its keys begin with `machine/` (and `sample
 of a record is the same whenever and wherever the run is repeated.
 """
 
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -58,8 +60,16 @@ def peak_memory(device: str) -> float:
     """GiB at the peak so far: what torch's allocator held on a GPU, or what this process had resident on a CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
+    return _most_resident() / _GIB
+
+
+def _most_resident() -> int:
+    """Bytes. On Linux `ru_maxrss` outlives exec: a process that was started by a larger one would have that one's."""
+    status = Path("/proc/self/status")
+    if status.exists() and (told := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(told[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @torch.no_grad()
