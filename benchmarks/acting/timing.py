@@ -82,8 +82,9 @@ def _engine_staged(policy: Policy, request: Request) -> dict[str, float]:
         encoded = time.perf_counter()
     told = engine.timed(seen, request.noise, sampler.num_steps, width, solver=sampler.solver)
     whole = time.perf_counter() - start
-    seconds = {"preprocess": looked - start, "encode": encoded - looked, **told}
-    return {**seconds, REST: whole - sum(seconds.values())}
+    seconds = Counter({"preprocess": looked - start, "encode": encoded - looked})
+    seconds.update(told)
+    return {**seconds, REST: whole - seconds.total()}
 
 
 def _places(policy: Policy) -> dict[str, tuple[Any, str]]:
