@@ -17,15 +17,22 @@ from vla_mot_client import Client, ServerError
 
 def test_pings_are_answered_during_an_inference_longer_than_their_timeout():
     """In both directions: the server's own pings would end the connection too."""
-    policy = Slow(seconds=1.5)
+    policy = Slow()
+    policy.go_on.clear()
     with (
-        serving(policy, ping_seconds=0.2) as running,
-        connect(running.address, ping_interval=0.2, ping_timeout=0.2) as socket,
+        serving(policy, ping_seconds=0.5) as running,
+        connect(running.address, ping_interval=0.5, ping_timeout=0.5) as socket,
     ):
         socket.recv()
         socket.send(encode(observation()))
-        assert socket.ping().wait(0.5)
-        assert page(running.port, "/healthz") == (200, "ok\n")
+        assert policy.entered.wait(10)
+        begun = time.monotonic()
+        while time.monotonic() < begun + 1.5:
+            assert socket.ping().wait(5)
+            assert page(running.port, "/healthz") == (200, "ok\n")
+            time.sleep(0.1)
+        assert policy.batches == []
+        policy.go_on.set()
         assert decode(socket.recv(timeout=10))["policy_timing"]["infer_ms"] > 1400
 
 
