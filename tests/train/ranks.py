@@ -14,12 +14,25 @@ import torch
 from tests.train.runs import MemoryStream, logged, trainer
 
 from vla_mot.batch import Batch
+from vla_mot.train.average import fill
 from vla_mot.train.checkpoint import find_checkpoint
-from vla_mot.train.config import ParallelConfig
+from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, ParallelConfig
 from vla_mot.train.loop import Trainer
 from vla_mot.train.world import World, join, whole
 
 STEPS = 10
+ADAPTED = ExpertsConfig(
+    vision=ExpertTraining(frozen=True),
+    understanding=ExpertTraining(adapter=AdapterConfig(rank=3, alpha=5.0)),
+    action=ExpertTraining(adapter=AdapterConfig(kind="dora", rank=2, alpha=4.0), lr_scale=2.0),
+)
+ALONE: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "muon": {"optimizer": "muon"},
+    "adapted": {"experts": ADAPTED},
+    "insulated": {"insulate": True},
+}
+"""What a run computes; the last word of a scenario says which, `adamw` where it is none of these."""
 SCENARIOS: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": ParallelConfig("ddp")},
     "fsdp": {"parallel": ParallelConfig("fsdp")},
@@ -27,7 +40,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "fsdp in passes": {"parallel": ParallelConfig("fsdp", micro_batch=1, recompute="full")},
     "fsdp asynchronous": {"parallel": ParallelConfig("fsdp"), "save_async": True},
     "hybrid": {"parallel": ParallelConfig("fsdp", shard_ranks=1)},
-    "fsdp muon": {"parallel": ParallelConfig("fsdp"), "optimizer": "muon"},
+    "fsdp muon": {"parallel": ParallelConfig("fsdp")},
+    "ddp adapted": {"parallel": ParallelConfig("ddp")},
+    "fsdp adapted": {"parallel": ParallelConfig("fsdp")},
+    "ddp insulated": {"parallel": ParallelConfig("ddp")},
+    "fsdp insulated": {"parallel": ParallelConfig("fsdp")},
 }
 SLOW: dict[str, dict[str, Any]] = {
     "two copies of two shards": {"parallel": ParallelConfig("fsdp", shard_ranks=2)},
@@ -54,7 +71,23 @@ class Share(MemoryStream):
 def ranked(run: Path, world: World, **changes: Any) -> Trainer:
     """The trainer of `tests.train.runs`, on one of several ranks."""
     settings = {"steps": STEPS, "save_every": 5, "val_every": 5, "keep_checkpoints": 5} | changes
-    return trainer(run, Share(world.rank, world.size), world, **settings)
+    made = trainer(run, Share(world.rank, world.size), world, **settings)
+    draw_adapters(made)
+    return made
+
+
+def draw_adapters(run: Trainer) -> None:
+    """Away from their start, where half of their gradients are zero."""
+    generator = torch.Generator().manual_seed(2)
+    for name, weight in run.model.named_parameters():
+        if "lora_B" in name:
+            fill(weight, 0.3 * torch.randn(weight.shape, generator=generator))
+
+
+def alone_of(name: str) -> str:
+    """Which of `ALONE` a scenario must equal."""
+    last = name.rpartition(" ")[2]
+    return last if last in ALONE else "adamw"
 
 
 def first_gradient(run: Trainer) -> dict[str, torch.Tensor]:
@@ -79,7 +112,7 @@ def main(alone: Path, output: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     with join("cpu", 120.0) as world:
         for name in names:
-            run = ranked(output / name, world, **(SCENARIOS | SLOW | RESUMED)[name])
+            run = ranked(output / name, world, **ALONE[alone_of(name)], **(SCENARIOS | SLOW | RESUMED)[name])
             if name in RESUMED:
                 run.resume(find_checkpoint(alone / "checkpoints" / "000005"))
             found = findings(run)

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import REPOSITORY
-from tests.train.ranks import RESUMED, SCENARIOS, findings, ranked
+from tests.train.ranks import ADAPTED, ALONE, RESUMED, SCENARIOS, alone_of, findings, ranked
 
 from vla_mot.infer.policy import Policy
+from vla_mot.train.adapters import merged
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.world import World
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 Found = dict[str, Any]
-CLOSE = {"adamw": {"rtol": 1e-3, "atol": 2e-4}, "muon": {"rtol": 1e-3, "atol": 2e-3}}
+CLOSE = {kind: {"rtol": 1e-3, "atol": 2e-3 if kind == "muon" else 2e-4} for kind in ALONE}
 """Of weights after ten steps at 3e-3. Muon orthogonalises in bfloat16, which rounds sharded matrices otherwise."""
 
-LOSSES = {"adamw": 2e-4, "muon": 2e-3}
+LOSSES = {kind: 2e-3 if kind == "muon" else 2e-4 for kind in ALONE}
 """Of what is logged, relative."""
 
 
@@ -30,17 +31,13 @@ def told(record: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in record.items() if key != "kind"}
 
 
-def optimizer_of(name: str) -> str:
-    return "muon" if "muon" in name else "adamw"
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Found]]:
-    """The run of one rank, by optimizer."""
+    """The run of one rank, by what it computes."""
     made = {}
-    for optimizer in ("adamw", "muon"):
+    for name, changes in ALONE.items():
         folder = tmp_path_factory.mktemp("alone")
-        made[optimizer] = folder, findings(ranked(folder, World(), optimizer=optimizer))
+        made[name] = folder, findings(ranked(folder, World(), **changes))
     return made
 
 
@@ -77,7 +74,7 @@ def found(together: Path, name: str) -> Found:
 def test_the_gradient_is_that_of_twice_the_batch(
     together: Path, alone: dict[str, tuple[Path, Found]], name: str
 ) -> None:
-    expected = alone[optimizer_of(name)][1]["gradient"]
+    expected = alone[alone_of(name)][1]["gradient"]
     got = found(together, name)["gradient"]
     assert got.keys() == expected.keys()
     for weight, gradient in expected.items():
@@ -86,13 +83,13 @@ def test_the_gradient_is_that_of_twice_the_batch(
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_ten_steps_are_the_same(together: Path, alone: dict[str, tuple[Path, Found]], name: str) -> None:
-    expected, got = alone[optimizer_of(name)][1], found(together, name)
+    expected, got = alone[alone_of(name)][1], found(together, name)
     assert len(got["log"]) == len(expected["log"]) == 12
     for mine, theirs in zip(got["log"], expected["log"], strict=True):
         assert mine["kind"] == theirs["kind"]
-        assert told(mine) == pytest.approx(told(theirs), rel=LOSSES[optimizer_of(name)], abs=1e-6)
+        assert told(mine) == pytest.approx(told(theirs), rel=LOSSES[alone_of(name)], abs=1e-6)
     for weight, value in expected["weights"].items():
-        torch.testing.assert_close(got["weights"][weight], value, **CLOSE[optimizer_of(name)])
+        torch.testing.assert_close(got["weights"][weight], value, **CLOSE[alone_of(name)])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -104,25 +101,33 @@ def test_a_run_of_one_rank_goes_on_on_two(
         torch.testing.assert_close(got["weights"][weight], value, **CLOSE["adamw"])
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp asynchronous", "fsdp muon"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp asynchronous", "fsdp muon", "fsdp adapted"])
 def test_a_run_of_two_ranks_goes_on_on_one(
     together: Path, alone: dict[str, tuple[Path, Found]], tmp_path: Path, name: str
 ) -> None:
-    optimizer = optimizer_of(name)
-    run = ranked(tmp_path, World(), optimizer=optimizer)
+    kind = alone_of(name)
+    run = ranked(tmp_path, World(), **ALONE[kind])
     run.resume(find_checkpoint(together / name / "checkpoints" / "000005"))
     assert run.progress.step == 5
     got = findings(run)
-    for weight, value in alone[optimizer][1]["weights"].items():
-        torch.testing.assert_close(got["weights"][weight], value, **CLOSE[optimizer])
+    for weight, value in alone[kind][1]["weights"].items():
+        torch.testing.assert_close(got["weights"][weight], value, **CLOSE[kind])
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp asynchronous"])
+def test_what_adapts_and_what_is_insulated_is_another_gradient(alone: dict[str, tuple[Path, Found]]) -> None:
+    plain, adapted, insulated = (alone[name][1]["gradient"] for name in ("adamw", "adapted", "insulated"))
+    assert any("magnitude" in weight for weight in adapted) and plain.keys() != adapted.keys()
+    assert plain.keys() == insulated.keys()
+    changed = {weight for weight, gradient in plain.items() if not torch.equal(gradient, insulated[weight])}
+    assert any(".understanding." in weight for weight in changed)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp asynchronous", "fsdp adapted"])
 def test_the_policy_beside_the_state_is_whole(together: Path, name: str) -> None:
     """Whatever wrote it: every weight, none sharded, and the averaged ones."""
     checkpoint = find_checkpoint(together / name)
     policy = Policy.from_pretrained(checkpoint / "pretrained_model")
-    own = found(together, name)["weights"]
+    own = merged(found(together, name)["weights"], ADAPTED)
     assert policy.model.state_dict().keys() == own.keys()
     shards = len(list((checkpoint / "training_state").glob("*.safetensors")))
     assert shards == 2
