@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.data.test_loader import children
 from tests.fake_slurm import FakeSlurm
-from tests.waiting import steps_done, wait_for
+from tests.waiting import ctrl_c_once, steps_done, wait_for
 from vla_mot.commands import launching
 from vla_mot.conf_dir import conf_dir
 
@@ -151,16 +151,18 @@ def test_a_job_of_slurm_that_is_preempted_is_queued_again_and_goes_on(
 
 
 @pytest.mark.parametrize("name", SLURM)
-def test_the_batch_file_asks_for_what_the_launcher_is_named_after(name, slurm, tmp_path):
+def test_the_batch_file_asks_for_what_the_launcher_is_named_after(
+    name, slurm, vla_mot, tmp_path, monkeypatch
+):
     """And for being queued again. Nothing trains: the job's first act is to fail."""
     nodes, gpus = name.removeprefix("slurm_").split("x") if "_" in name else ("1", "8")
     words = ("pretrain", f"output={tmp_path / 'run'}", f"data.root={tmp_path}", "model=tiny")
     asked = ("hydra.launcher.partition=gpu", "hydra.launcher.setup=[exit 2]")
-    with process(
-        "vla-mot", *words, "--multirun", f"hydra/launcher={name}", *asked, path=slurm.path
-    ) as running:
-        wait_for(lambda: list(slurm.state.glob("*.code")), running)
-        batch = slurm.batch_file()
+    monkeypatch.setenv("PATH", slurm.path)
+    with ctrl_c_once(lambda: list(slurm.state.glob("*.code"))):
+        said = vla_mot(*words, "--multirun", f"hydra/launcher={name}", *asked)
+    assert (said.code, "stay in its queue: `squeue --me`" in said.err) == (130, True), said.err
+    batch = slurm.batch_file()
     for flag in (
         f"nodes={nodes}",
         f"ntasks-per-node={gpus}",

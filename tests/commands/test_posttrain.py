@@ -8,8 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.interrupting import interrupt_when, vla_mot_process
 from tests.train.runs import logged, saved_state
+from tests.waiting import ctrl_c_once, steps_done
 from vla_mot.infer.policy import Policy
 from vla_mot.train.log import read_log
 
@@ -151,19 +151,14 @@ def test_one_run_per_value(vla_mot, training, tmp_path):
     assert seeds == [0, 1]
 
 
-@pytest.mark.multiprocess
 def test_ctrl_c_leaves_a_resumable_run(vla_mot, training, tmp_path):
     run, whole = tmp_path / "run", tmp_path / "whole"
     settings = ("train.steps=400", "train.save_every=1000", "train.val_every=1000", "train.schedule=constant")
-
-    def three_steps_done() -> bool:
-        return run.exists() and len([r for r in read_log(run) if r["kind"] == "train"]) >= 3
-
-    with vla_mot_process(*training, f"output={run}", *settings) as process:
-        err = interrupt_when(process, three_steps_done)
-    assert process.returncode == 130
-    assert f"vla-mot posttrain resume={run}" in err
-    assert "Traceback" not in err
+    with ctrl_c_once(lambda: steps_done(run) >= 3):
+        said = vla_mot(*training, f"output={run}", *settings)
+    assert said.code == 130
+    assert f"vla-mot posttrain resume={run}" in said.err
+    assert "Traceback" not in said.err
     kept = int(os.readlink(run / "checkpoints" / "last"))
     assert kept >= 3
     assert vla_mot("posttrain", f"resume={run}", f"train.steps={kept + 2}").code == 0

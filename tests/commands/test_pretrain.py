@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 
 from tests.data.test_loader import children
 from tests.train.runs import logged, saved_state
-from tests.waiting import wait_for
+from tests.waiting import once, steps_done
 from vla_mot.commands.main import main
 from vla_mot.conf_dir import conf_dir
 from vla_mot.train.log import read_log
@@ -97,6 +95,24 @@ def test_workers_that_cannot_share_the_shards_of_a_run_are_refused(pretrained, v
     assert "data.shards=2 cannot be shared evenly by 3 workers" in said.err
 
 
+def test_a_key_of_the_run_s_own_presets_needs_no_preset_to_be_compared(pretrained, vla_mot, tmp_path):
+    """Those are not given again when a run is resumed, and a plain `posttrain` has none of these keys."""
+    said = vla_mot("posttrain", f"resume={pretrained}", "data.groups.people.weight=9")
+    assert said.code == 2
+    assert "data.groups.people.weight is 0.2 there, 9 was asked" in said.err, said.err
+    said = vla_mot("posttrain", f"resume={pretrained}", "data.embodiments=[]", "data.groups.persons.weight=9")
+    assert (said.code, "unknown key 'data.groups.persons.weight'" in said.err) == (2, True), said.err
+
+
+def test_braces_that_add_to_a_preset_are_told_how(vla_mot):
+    said = vla_mot("pretrain", "data=conveyors", "data.groups={arms: {pattern: arms}}")
+    assert said.code == 2
+    assert "unknown key 'data.groups.arms'" in said.err and "Known: data.groups.fingers, " in said.err
+    assert "'+data.groups.arms=…' adds to it, ~data.groups.<name> takes away" in said.err
+    said = vla_mot("pretrain", "train.experts.action.adapter.rank=4")
+    assert "give it whole, 'train.experts.action.adapter={rank: …}'" in said.err, said.err
+
+
 def test_another_order_is_another_run(pretrained, vla_mot):
     said = vla_mot("pretrain", f"resume={pretrained}", "data.assignment=lpt")
     assert said.code == 2
@@ -122,18 +138,17 @@ def test_videos_alone_train_foresight(pretraining, vla_mot, tmp_path):
 @pytest.mark.multiprocess
 def test_a_killed_data_worker_leaves_a_run_that_goes_on(pretraining, vla_mot, tmp_path):
     run = tmp_path / "run"
-    rare = ("train.steps=5000", "train.save_every=5000", "train.val_every=5000")
-    command = [sys.executable, "-m", "vla_mot.commands.main", *pretraining, *rare]
-    process = subprocess.Popen(
-        [*command, f"output={run}", "data.workers=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
-    wait_for(lambda: len(read_log(run)) > 3, process)
-    (victim,) = children(process.pid)
-    os.kill(victim, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, errors
-    assert "a data worker died" in errors and f"vla-mot pretrain resume={run}" in errors
-    assert "Traceback" not in errors
+    rare = ("train.steps=1000", "train.save_every=5000", "train.val_every=5000")
+
+    def kill_the_worker() -> None:
+        (victim,) = children()
+        os.kill(victim, signal.SIGKILL)
+
+    with once(lambda: steps_done(run) >= 3, kill_the_worker):
+        said = vla_mot(*pretraining, *rare, f"output={run}", "data.workers=1")
+    assert said.code == 1, said.err
+    assert "a data worker died" in said.err and f"vla-mot pretrain resume={run}" in said.err
+    assert "Traceback" not in said.err
     reached = read_log(run)[-1]["step"]
     goal = (f"train.steps={reached + 2}", "data.workers=0")
     assert vla_mot("pretrain", f"resume={run}", *goal).code == 0

@@ -24,9 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla_mot.commands import launching
+from vla_mot.commands.folders import CONFIG_NAME, read_config
+from vla_mot.commands.known_keys import check_inside, check_key, check_top_level, has, unknown_key
 from vla_mot.commands.manual import Command
+from vla_mot.commands.resume import AUTO
 from vla_mot.conf_dir import conf_dir
-from vla_mot.errors import ConfigError, nearest, unknown_name
+from vla_mot.errors import ConfigError, unknown_name
 
 Task = Callable[[dict[str, Any], list[str]], None]
 """(resolved configuration, the overrides that were given) → None."""
@@ -43,6 +46,7 @@ def run_command(command: Command, arguments: list[str], task: Task) -> None:
     options = _parser(command).parse_intermixed_args(arguments)
     options.overrides = [spelled_out(command, word) for word in options.overrides]
     overlay = _overlay(options.config_dir)
+    options.overrides = _with_keys_of_the_run(command.config, options.overrides, overlay)
     parsed = _parsed(options.overrides)
     launcher = launching.chosen(parsed, _folders(overlay), multirun=options.multirun)
     check_overrides(command.config, options.overrides, overlay, multirun=options.multirun)
@@ -88,22 +92,23 @@ def check_overrides(
     presets = [o.input_line for o in parsed if _is_group(o, groups) and not o.is_sweep_override()]
     plain = _composed(name, [], None)
     config = _composed(name, presets, overlay)
-    _check_top_level(config, plain)
+    check_top_level(config, plain)
     for override in parsed:
         if override.is_sweep_override() and _is_group(override, groups):
             for choice in override.sweep_string_iterator():
                 swept = _composed(name, [*presets, f"{override.key_or_group}={choice}"], overlay)
-                _check_top_level(swept, plain)
+                check_top_level(swept, plain)
     for override in parsed:
         if _is_group(override, groups) or _is_hydras(override):
             continue
         top = override.key_or_group.split(".")[0].split("/")[0]
         if override.type is OverrideType.CHANGE:
-            _check_key(override.key_or_group, config)
+            check_key(override.key_or_group, config)
+            check_inside(override.key_or_group, override.value(), config)
         elif not override.is_delete() and top not in list(
             plain
         ):  # `in plain` overlooks keys that must be given
-            raise ConfigError(_unknown_key(override.key_or_group, "", list(map(str, plain)), plain))
+            raise ConfigError(unknown_key(override.key_or_group, "", list(map(str, plain)), plain))
     if multirun:  # values are composed for each run by itself
         _composed(name, [*presets, *(o.input_line for o in parsed if _is_hydras(o))], overlay)
         return
@@ -113,6 +118,26 @@ def check_overrides(
             f"{sweeps[0]!r} lists several values: add --multirun for one run each, or write [a,b]."
         )
     _composed(name, overrides, overlay)
+
+
+def _with_keys_of_the_run(name: str, overrides: list[str], overlay: Path | None) -> list[str]:
+    """The overrides; keys of the run in `resume` that no preset given here has are added to what is composed."""
+    parsed = _parsed(overrides)
+    folder = next((override.value() for override in parsed if override.key_or_group == "resume"), None)
+    if not isinstance(folder, str) or folder == AUTO or not (Path(folder) / CONFIG_NAME).is_file():
+        return overrides
+    groups, run = _groups(name), OmegaConf.create(read_config(Path(folder)))
+    presets = [o for o in parsed if _is_group(o, groups) and not o.is_sweep_override()]
+    for preset in presets:
+        _check_preset(preset, _folders(overlay))
+    config = _composed(name, [preset.input_line for preset in presets], overlay)
+
+    def only_there(override: Override) -> bool:
+        key = override.key_or_group
+        changes = override.type is OverrideType.CHANGE and not _is_group(override, groups)
+        return changes and has(run, key) and not has(config, key)
+
+    return [f"+{word}" if only_there(o) else word for word, o in zip(overrides, parsed, strict=True)]
 
 
 def _folders(overlay: Path | None) -> list[Path]:
@@ -154,43 +179,6 @@ def _check_preset(override: Override, folders: list[Path]) -> None:
     known = {path.stem for folder in folders for path in (folder / place).glob("*.yaml")}
     if value not in known:
         raise ConfigError(f"{unknown_name(f'{place} preset', value, known)} Presets lie in conf/{place}/.")
-
-
-def _check_key(key: str, config: DictConfig) -> None:
-    """Raise ConfigError unless the dotted `key` is one of the configuration."""
-    node: Any = config
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        known = [str(k) for k in node] if isinstance(node, DictConfig) else []
-        if part not in known:
-            raise ConfigError(_unknown_key(key, ".".join(parts[:depth]), known, config))
-        node = node._get_node(part)
-        if isinstance(node, DictConfig) and (node._is_none() or node._is_missing()):
-            return
-
-
-def _check_top_level(config: DictConfig, plain: DictConfig) -> None:
-    """Raise ConfigError for a top-level key that the command, `plain` without any override, does not have."""
-    for key in config:
-        if key not in list(plain):
-            raise ConfigError(_unknown_key(str(key), "", list(map(str, plain)), plain))
-
-
-def _unknown_key(key: str, parent: str, known: list[str], config: DictConfig) -> str:
-    """The message: the nearest key of the whole configuration, and those that stand where this one was looked for."""
-    here = sorted(f"{parent}.{name}" if parent else name for name in known)
-    paths = list(_paths(config))
-    same_word = [path for path in paths if path.split(".")[-1] == key.split(".")[-1]]
-    return f"unknown key {key!r}.{nearest(key, same_word) or nearest(key, paths)} Known: {', '.join(here) or 'none'}."
-
-
-def _paths(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a configuration."""
-    for key in node if isinstance(node, DictConfig) and not node._is_none() else ():
-        child = node._get_node(key)
-        yield prefix + str(key)
-        if isinstance(child, DictConfig):
-            yield from _paths(child, f"{prefix}{key}.")
 
 
 def _composed(name: str, overrides: list[str], overlay: Path | None) -> DictConfig:
