@@ -16,8 +16,10 @@ from tests.model.tiny import backbone_options
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub.files import sha256
 from vla_mot.infer.export import ExportedPolicy, ExportOptions, export_policy, widen
+from vla_mot.infer.export.capture import capture
+from vla_mot.infer.export.formats import write_program
 from vla_mot.infer.export.golden import replay
-from vla_mot.infer.export.stages import PREFIX, SEEN
+from vla_mot.infer.export.stages import PREFIX, SEEN, Stage
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.rtc import RtcConfig, continue_chunk
 from vla_mot.infer.session import Session
@@ -258,6 +260,28 @@ def test_without_its_packages_a_format_names_the_extra(policy, tmp_path, monkeyp
     with pytest.raises(ConfigError, match=r"needs onnxscript.*pip install 'vla-mot\[export\]'"):
         export_policy(policy, tmp_path / "out", ExportOptions(format="onnx"))
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_compiler_nothing_is_compiled(policy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler, and 'no-such-compiler' is none"):
+        export_policy(policy, tmp_path / "out", ExportOptions(format="aoti"))
+
+
+class Decomposed(Stage):
+    """What ONNX has no operator for."""
+
+    inputs, outputs = ("x",), ("q",)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (torch.linalg.qr(x).Q,)
+
+
+def test_what_onnx_cannot_express_is_said(policy, tmp_path):
+    stage = Decomposed(policy.model)
+    program = capture(stage, {"x": torch.eye(3)})
+    with pytest.raises(ConfigError, match=r"odd cannot be written as ONNX: .*qr"):
+        write_program("onnx", program, stage, tmp_path / "odd.onnx")
 
 
 def test_narrow_weights_are_refused_for_onnx_and_can_be_widened(tmp_path):

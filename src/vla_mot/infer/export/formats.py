@@ -10,8 +10,12 @@ Opening a `.pt2` may run code that lies in it: whoever opens one trusts whoever 
 """
 
 import importlib.util
+import os
+import shutil
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +31,7 @@ SUFFIXES: dict[Format, str] = {"torch_export": ".pt2", "onnx": ".onnx", "aoti": 
 OPSET = 18  # of ONNX: the first in which resizing knows antialiasing
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Tensors in the order of a stage's inputs → tensors in the order of its outputs."""
+_COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # torch's choice, where CXX names none
 _WRITE_ONNX, _RUN_ONNX = ("onnx", "onnxscript"), ("onnxruntime",)
 
 
@@ -34,6 +39,8 @@ def require_writable(format: Format) -> None:
     """Raise ConfigError unless what writes this format is installed."""
     if format == "onnx":
         _require(_WRITE_ONNX)
+    if format == "aoti" and shutil.which(compiler := os.environ.get("CXX", _COMPILER)) is None:
+        raise ConfigError(f"format aoti needs a C++ compiler, and {compiler!r} is none here; set CXX to one.")
 
 
 def can_open(format: Format) -> bool:
@@ -44,13 +51,17 @@ def can_open(format: Format) -> bool:
 def write_program(
     format: Format, program: ExportedProgram, stage: Stage, path: Path, *, external_data: bool | None = None
 ) -> None:
-    """Write one program. external_data: ONNX weights in a file of their own; None: where they are larger than 2 GB."""
-    if format == "onnx":
-        _write_onnx(program, stage, path, external_data)
-    elif format == "aoti":
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    else:
-        torch.export.save(program, path)
+    """Write one program. external_data: ONNX weights in a file of their own; None: where they are larger than 2 GB.
+
+    Raises ConfigError for a computation that ONNX cannot express.
+    """
+    with _quiet():
+        if format == "onnx":
+            _write_onnx(program, stage, path, external_data)
+        elif format == "aoti":
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        else:
+            torch.export.save(program, path)
 
 
 def open_program(format: Format, path: Path) -> Run:
@@ -61,16 +72,18 @@ def open_program(format: Format, path: Path) -> Run:
     if format == "onnx":
         _require(_RUN_ONNX)
         return _open_onnx(path)
-    packaged = format == "aoti"
-    called: Any = (
-        torch._inductor.aoti_load_package(str(path)) if packaged else torch.export.load(path).module()
-    )
+    called: Any
+    with _quiet():
+        called = (
+            torch._inductor.aoti_load_package(str(path))
+            if format == "aoti"
+            else torch.export.load(path).module()
+        )
     return lambda given: tuple(called(*given))
 
 
 def _write_onnx(program: ExportedProgram, stage: Stage, path: Path, external_data: bool | None) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own tree specs
+    try:
         written = torch.onnx.export(
             program,
             input_names=stage.inputs,
@@ -79,6 +92,11 @@ def _write_onnx(program: ExportedProgram, stage: Stage, path: Path, external_dat
             dynamo=True,
             verbose=False,
         )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ConfigError(
+            f"{path.stem} cannot be written as ONNX: {reason}. Choose another format."
+        ) from error
     assert written is not None, "torch.onnx.export gives a program where no file is named"
     domains = {domain for domain in written.model.opset_imports if domain}
     assert not domains, f"operators that are not ONNX's own: {domains}"
@@ -96,6 +114,15 @@ def _open_onnx(path: Path) -> Run:
         return [torch.from_numpy(array) for array in session.run(None, arrays)]
 
     return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says about itself: its own tree specs, buffers that it reads weights from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        yield
 
 
 def _missing(packages: Sequence[str]) -> list[str]:
