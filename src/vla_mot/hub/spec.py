@@ -1,7 +1,7 @@
 """Everything about a policy but its weights, as written to `config.json` and `stats.json`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vla_mot.errors import ConfigError
@@ -70,6 +70,14 @@ class PolicySpec:
         names = [str(robot) for robot in self.robots]
         if len(set(names)) < len(names):
             raise ConfigError(f"a robot is listed twice: {', '.join(sorted(names))}.")
+
+    def with_sampler(
+        self, *, num_steps: int | None, n_action_steps: int | None, solver: Solver | None
+    ) -> "PolicySpec":
+        """The same with another sampler; None keeps what it has."""
+        asked = {"num_steps": num_steps, "n_action_steps": n_action_steps, "solver": solver}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return replace(self, sampler=replace(self.sampler, **changes))
 
     def robot(self, embodiment: str | None = None, action_mode: str | None = None) -> Robot:
         """The robot of that name and action mode. Raises ConfigError unless exactly one fits."""

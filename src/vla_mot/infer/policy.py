@@ -94,9 +94,7 @@ class Policy:
         self, *, num_steps: int | None = None, n_action_steps: int | None = None, solver: Solver | None = None
     ) -> "Policy":
         """The same model on the same robot, sampled in another way; None keeps what the policy has."""
-        asked = {"num_steps": num_steps, "n_action_steps": n_action_steps, "solver": solver}
-        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        spec = replace(self.spec, sampler=replace(self.spec.sampler, **changes))
+        spec = self.spec.with_sampler(num_steps=num_steps, n_action_steps=n_action_steps, solver=solver)
         return Policy(self.model, spec, self._robot, self.engine)
 
     def compile(self, kind: Kind = "compiled", **options: Any) -> "Policy":
@@ -223,14 +221,20 @@ class Policy:
         observation = self.observe(images, state, instructions)
         if latents is not None:
             observation = replace(observation, latents=latents)
-        sampler, width = self.spec.sampler, self.robot.embodiment.action_dim
-        sample = self.model.sample if self.engine is None else self.engine.sample
-        noise = noise.to(self.device, non_blocking=True)
-        options: dict[str, Any] = {"solver": sampler.solver, "guide": guide}
-        if self.engine is not None:
-            options["session"] = session
-        actions, foresight = sample(observation, noise, sampler.num_steps, width, **options)
+        actions, foresight = self._sample(
+            observation, noise.to(self.device, non_blocking=True), guide, session
+        )
         return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight)
+
+    def _sample(
+        self, observation: Observation, noise: Tensor, guide: Guide | None, session: Hashable | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalized actions `(B, L, A)` and foresight, as `VlaMotModel.sample` has them."""
+        sampler, width = self.spec.sampler, self.robot.embodiment.action_dim
+        asked = (observation, noise, sampler.num_steps, width)
+        if self.engine is None:
+            return self.model.sample(*asked, solver=sampler.solver, guide=guide)
+        return self.engine.sample(*asked, solver=sampler.solver, guide=guide, session=session)
 
     def noise(self, seeds: Sequence[int], call: int) -> Tensor:
         """Starting noise `(B, L, A)` for the `call`-th chunk of episodes with these seeds."""

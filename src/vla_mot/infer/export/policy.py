@@ -6,17 +6,15 @@
 Legend: `B` robots, `L` chunk steps, `D` real action dims, `A` action dims.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vla_mot.backbones import build_backbone
-from vla_mot.batch import ActionChunk
+from vla_mot.batch import Observation
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.flow.solvers import Guide, Solver
 from vla_mot.hub.manifest import compare, identity
@@ -63,9 +61,7 @@ class ExportedPolicy(Policy):
         self, *, num_steps: int | None = None, n_action_steps: int | None = None, solver: Solver | None = None
     ) -> "ExportedPolicy":
         """The same programs, sampled in another way; None keeps what the policy has."""
-        asked = {"num_steps": num_steps, "n_action_steps": n_action_steps, "solver": solver}
-        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        spec = replace(self.spec, sampler=replace(self.spec.sampler, **changes))
+        spec = self.spec.with_sampler(num_steps=num_steps, n_action_steps=n_action_steps, solver=solver)
         return ExportedPolicy(self.programs, spec)
 
     @property
@@ -93,26 +89,14 @@ class ExportedPolicy(Policy):
         slots = {slot: picture.unsqueeze(1) for slot, picture in self._slots(images).items()}
         return self.programs.encode(self.processor.pictures(slots)[:, :, 0])
 
-    def predict(
-        self,
-        images: Mapping[str, Tensor],
-        state: Tensor,
-        instructions: Sequence[str],
-        noise: Tensor,
-        guide: Guide | None = None,
-        session: Hashable | None = None,
-        latents: Tensor | None = None,
-    ) -> ActionChunk:
-        """See `Policy.predict`. Nothing is remembered of a session.
+    def _sample(
+        self, observation: Observation, noise: Tensor, guide: Guide | None, session: Hashable | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Policy._sample`; nothing is remembered of a session.
 
         Raises ConfigError for another number of robots than the programs are for, and for latents where the programs
         encode pictures themselves.
         """
-        observation = self.observe(images, state, instructions)
-        if latents is not None:
-            observation = replace(observation, latents=latents)
         sampler, width = self.spec.sampler, self.robot.embodiment.action_dim
-        actions, foresight = self.programs.sample(
-            observation, noise.to(self.device), sampler.num_steps, width, solver=sampler.solver, guide=guide
-        )
-        return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight)
+        steps = sampler.num_steps
+        return self.programs.sample(observation, noise, steps, width, solver=sampler.solver, guide=guide)
