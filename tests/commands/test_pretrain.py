@@ -233,6 +233,7 @@ def test_what_does_not_fit_is_found_before_anything_is_counted(pretraining, vla_
         ("foresight.offset_seconds=0",): "foresight.offset_seconds must be positive",
         ("foresight.offset_seconds=0.25",): "2.5 frames at 10 fps",
         ("data.latents=float16", "data.augmentation.crop=0.9"): "turn one of them off",
+        ("train.parallel.micro_batch=3",): "micro_batch=3 does not divide the 8 samples",
     }.items():
         said = vla_mot(*pretraining, output, *words)
         assert said.code == 2 and told in said.err, (words, said.err)

@@ -18,6 +18,7 @@ from vla_mot.commands.training_settings import TrainingConfig, training_config
 from vla_mot.errors import ConfigError, DataWorkerError, TrainingStoppedError
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.options import fit
+from vla_mot.train.batches import Batches
 from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
 from vla_mot.train.loop import Trainer
 from vla_mot.train.stopping import StopRequests, is_preemption
@@ -147,8 +148,11 @@ def train(run: Run, world: World, stops: StopRequests) -> Path:
     """Train to the last step; returns the last checkpoint's folder. Every rank calls it.
 
     A run is resumable from the moment its config.yaml stands in its folder. When a rank is asked to stop, the present
-    step is saved and TrainingStoppedError is raised.
+    step is saved and TrainingStoppedError is raised. Raises ConfigError, before any data is opened, for a batch that
+    these ranks cannot make.
     """
+    parallel = run.config.train.parallel
+    Batches.of(run.config.train.batch_size, world.size, parallel.micro_batch, parallel.accumulate)
     model = training.build_model(run.config)
     facts = folders.read_facts(run.folder / FACTS) if run.resume else None
     shards = (facts or {}).get("shards")
