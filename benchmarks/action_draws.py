@@ -19,13 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import describe_machine, head, parse_arguments, row, spread
+from common import describe_machine, head, parse_arguments, row, some_of, spread
 from draws.data import Lesson
 from draws.racing import Racer
 from draws.stepping import Stepper
 from draws.team import Team
 
-from vla_mot.errors import ConfigError
 from vla_mot.train.config import ParallelConfig
 
 MARKS = 4  # times that the race is scored
@@ -52,9 +51,7 @@ def main() -> None:
         folder="",
     )
     parts = {"cost": cost, "race": race}
-    asked = options["parts"].split(",")
-    if not set(asked) <= set(parts):
-        raise ConfigError(f"parts are some of {', '.join(parts)}, got {options['parts']!r}.")
+    asked = some_of("part", options["parts"], parts)
     print(describe_machine(options["device"]))
     ranks = f"{options['ranks']} ranks, {options['strategy']}" if options["ranks"] > 1 else "one process"
     print(

@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ def _read(key: str, value: str, kind: type) -> bool | float | str:
         raise ConfigError(
             f"{key} must be {'a number' if kind is float else 'a whole number'}, got {value!r}."
         ) from error
+
+
+def some_of(key: str, words: str, known: Iterable[str]) -> list[str]:
+    """Words with commas between them. Raises ConfigError for one that is not known."""
+    asked, names = words.split(","), list(known)
+    for word in asked:
+        if word not in names:
+            raise ConfigError(unknown_name(key, word, names))
+    return asked
 
 
 def describe_machine(device: str) -> str:

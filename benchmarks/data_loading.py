@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import describe_machine, head, parse_arguments, row, spread
+from common import describe_machine, head, parse_arguments, row, some_of, spread
 from loading.generated import Shape, generate, robot
 from loading.process import running
 from loading.trial import Setup
@@ -25,7 +25,7 @@ from loading.window import CAMERAS, CHUNK, OFFSET, PIXELS, VIEW
 
 from vla_mot.data.frame_cache import FrameCache
 from vla_mot.data.source import Source
-from vla_mot.errors import ConfigError
+from vla_mot.errors import ConfigError, unknown_name
 
 STEP = 0.1  # seconds of the stand-in for a training step
 SKIP = 8  # batches that may be ready before anybody asks
@@ -70,9 +70,9 @@ def main() -> None:
         sys.argv[1:], scale="small", repeats=3, parts="race,memory,growth", folder="", seed=0
     )
     parts = {"race": race, "memory": memory, "growth": growth}
-    asked = options["parts"].split(",")
-    if options["scale"] not in SCALES or not set(asked) <= set(parts):
-        raise ConfigError(f"scale is one of {', '.join(SCALES)}; parts are some of {', '.join(parts)}.")
+    asked = some_of("part", options["parts"], parts)
+    if options["scale"] not in SCALES:
+        raise ConfigError(unknown_name("scale", options["scale"], SCALES))
     scale = SCALES[options["scale"]]
     print(describe_machine("cpu"))
     print(

@@ -18,7 +18,7 @@ from acting.calls import DEFAULTS, Plan, measure, release
 from acting.curves import curves, draw
 from acting.effects import show_effects
 from acting.variants import LEGEND, named
-from common import describe_machine, parse_arguments
+from common import describe_machine, parse_arguments, some_of
 
 PARTS = "calls,curves,effects"
 
@@ -43,7 +43,7 @@ def main() -> None:
         effect_kind="static",
     )
     print(describe_machine("cpu"), flush=True)
-    parts = options["parts"].split(",")
+    parts = some_of("part", options["parts"], PARTS.split(","))
     plan = Plan.of(options | {"device": "cpu", "dtype": "fp32"})
     if "calls" in parts:
         measure(plan, plan.model())

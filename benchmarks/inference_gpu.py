@@ -23,9 +23,11 @@ from acting.pi0 import pi0_seconds, why_not
 from acting.tables import show_calls
 from acting.trial import DTYPES
 from acting.variants import LEGEND, named
-from common import describe_machine, parse_arguments
+from common import describe_machine, parse_arguments, some_of
 
 from vla_mot.train.pace import matmul_ceiling
+
+PARTS = "calls,curves,pi0"
 
 
 def main() -> None:
@@ -39,11 +41,11 @@ def main() -> None:
         repeats=50,
         warmup=5,
         variants="plain,plain+compiled,ours,ours+static,ours+compiled",
-        parts="calls,curves,pi0",
+        parts=PARTS,
         curve_variants="plain,ours,ours+static",
         curve_repeats=10,
     )
-    plan, parts = Plan.of(options), options["parts"].split(",")
+    plan, parts = Plan.of(options), some_of("part", options["parts"], PARTS.split(","))
     if plan.device.startswith("cuda") and not torch.cuda.is_available():
         _show_work(plan)
         return

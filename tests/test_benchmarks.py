@@ -295,6 +295,7 @@ def test_fewer_steps_move_the_actions_of_a_policy_further() -> None:
 def test_what_is_compared_is_read_from_its_name() -> None:
     from acting.pi0 import why_not
     from acting.variants import Variant, named
+    from common import some_of
 
     assert list(named("plain+compiled,ours")) == ["plain+compiled", "ours"]
     with pytest.raises(ConfigError, match="static"):
@@ -305,3 +306,6 @@ def test_what_is_compared_is_read_from_its_name() -> None:
     with pytest.raises(ConfigError, match="plain"):
         Variant.of("plane")
     assert "GPU" in why_not("cpu")
+    assert some_of("part", "calls,curves", ["calls", "curves"]) == ["calls", "curves"]
+    with pytest.raises(ConfigError, match="Did you mean 'curves'"):
+        some_of("part", "calls,curve", ["calls", "curves"])
