@@ -294,7 +294,7 @@ def test_a_server_without_a_robot():
     async def run() -> None:
         Service({}, ServerConfig())
 
-    with pytest.raises(ConfigError, match="knows no robot"):
+    with pytest.raises(ConfigError, match="there is no robot to serve"):
         asyncio.run(run())
 
 

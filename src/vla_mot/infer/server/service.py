@@ -46,9 +46,7 @@ class Service:
 
     def __init__(self, policies: Mapping[str, Policy], config: ServerConfig) -> None:
         if not policies:
-            raise ConfigError(
-                "the checkpoint knows no robot: it holds no statistics, so nothing can be served."
-            )
+            raise ConfigError("there is no robot to serve: the checkpoint holds no statistics of any.")
         self.policies, self.config = dict(policies), config
         self._predictor = Predictor(policies, config)
         self.metrics = Metrics((_OK, *KINDS, _LEFT), get_args(Source))
