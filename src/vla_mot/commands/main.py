@@ -136,8 +136,9 @@ def _keep_quiet() -> None:
     """No windows, no sound, no telemetry, no warnings about threads; and data sets are local folders."""
     for name in ("HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
-    # Where it is installed, diffusers imports it, and it warns of CPU kernels for products that nobody here asks for.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Where they are installed, diffusers imports them, and they warn of what nobody here asks for.
+    for name in ("bitsandbytes", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     os.environ.setdefault("MPLBACKEND", "Agg")

@@ -17,6 +17,7 @@ and submitit send some time before they end a job."""
 
 MOST_RANKS = 2**13 - 1
 _CODES = {number: float((MOST_RANKS + 1) ** place) for place, number in enumerate(STOP_SIGNALS)}
+_SAME_PRESS = 0.3  # seconds: `timeout`, conda and others pass on what the terminal told their child as well
 _LINGER = 30.0  # seconds that other ranks leave the first one to have the job queued again
 
 
@@ -40,7 +41,8 @@ def is_preemption(asked: signal.Signals) -> bool:
 
 
 class StopRequests:
-    """Catches `STOP_SIGNALS` while it is entered, and only remembers them; a second Ctrl-C stops at once.
+    """Catches `STOP_SIGNALS` while it is entered, and only remembers them; a second Ctrl-C stops at once, unless it
+    comes with the first.
 
     asked: the weightiest request so far. A plain attribute, so that reading it at every step costs nothing.
     Outside the main thread, where Python allows no handlers, it hears nothing.
@@ -48,7 +50,7 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        self._interrupted = False
+        self._interrupted: float | None = None  # when
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -67,9 +69,10 @@ class StopRequests:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         heard = signal.Signals(number)
         if heard is signal.SIGINT:
-            if self._interrupted:
+            now = time.monotonic()
+            self._interrupted = now if self._interrupted is None else self._interrupted
+            if now - self._interrupted > _SAME_PRESS:
                 raise KeyboardInterrupt
-            self._interrupted = True
         self.asked = agreed_stop(max(stop_code(self.asked), stop_code(heard)))
 
     def hand_over(self, agreed: signal.Signals, rank: int = 0, linger: float = _LINGER) -> None:
