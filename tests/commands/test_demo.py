@@ -18,7 +18,7 @@ from vla_mot.infer.policy import Policy
 pytestmark = [pytest.mark.multiprocess, pytest.mark.sim]
 
 
-SETTINGS = ("scale=miniature", "train.steps=60", "train.save_every=2", "train.val_every=30")
+SETTINGS = ("scale=miniature", "train.steps=60", "train.save_every=30", "train.val_every=30")
 
 
 def made(output: Path) -> dict[str, int]:
@@ -27,17 +27,16 @@ def made(output: Path) -> dict[str, int]:
 
 def test_interrupted_then_finished_then_nothing_to_do(tmp_path, vla_mot):
     output = tmp_path / "demo"
-    command = [sys.executable, "-m", "vla_mot.commands.main", "demo", f"output={output}", *SETTINGS]
     with vla_mot_process("demo", f"output={output}", *SETTINGS) as process:
-        err = interrupt_when(process, (output / "run" / "checkpoints" / "000002").exists)
+        err = interrupt_when(process, (output / "run" / "checkpoints" / "000000").exists)
     assert process.returncode == 130, err
     assert "the same command goes on from there" in err
     kept = int(os.readlink(output / "run" / "checkpoints" / "last"))
     recorded = made(output / "dataset")
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    first = done.stdout
+    done = vla_mot("demo", f"output={output}", *SETTINGS)
+    assert done.code == 0, done.err
+    first = done.out
     assert "1/9 record demonstrations: done before" in first
     assert f"resumed at step {kept}" in first
     assert made(output / "dataset") == recorded
