@@ -95,7 +95,9 @@ class ActionChunk(_Tensors):
 
     actions: `(B, L, D)` float32 with D the embodiment's real action dimensions.
     foresight: `(B, V, C, h, w)` predicted latents of frame t + m; None where nobody asked for them.
+    understanding_age: for how many calls the understanding behind it was not renewed (`vla_mot.infer.engine`).
     """
 
     actions: Tensor
     foresight: Tensor | None
+    understanding_age: int = 0

@@ -12,6 +12,7 @@ from vla_mot.batch import Observation
 from vla_mot.errors import ConfigError
 from vla_mot.flow.solvers import Velocity
 from vla_mot.infer.engine import Engine, EngineConfig
+from vla_mot.infer.engine import engine as engines
 from vla_mot.model.model import VlaMotModel
 
 TOLERANCE = 2e-5
@@ -93,8 +94,10 @@ def test_latents_that_are_known_are_not_encoded_again():
     observation = observed()
     latents = engine.model.encode_frames(observation.images)
     known = replace(observation, latents=latents)
+    assert_same(engine, observation)
     assert_same(engine, known)
-    assert "encode" in engine.timed(observation, noise_for(observation), 2, 3)
+    (form,) = engine._forms.values()
+    form.encode = None  # whoever asks for it fails
     blank = replace(known, images=known.images.clone())
     blank.images[:, :, 0] = 0
     assert_same(engine, blank)
@@ -186,6 +189,81 @@ def test_weights_keep_names_values_and_files(tmp_path):
     assert all(
         torch.equal(value, before[name]) for name, value in load_file(tmp_path / "model.safetensors").items()
     )
+
+
+def test_bytes_and_floats_are_two_forms():
+    engine = static(tiny_model())
+    as_bytes = observed(slice(0, 1))
+    as_floats = replace(as_bytes, images=as_bytes.images.float() / 255)
+    for observation in (as_bytes, as_floats, as_bytes):
+        assert_same(engine, observation)
+    assert len(engine._forms) == 2
+
+
+def test_forms_and_plans_that_were_not_used_for_long_give_way(monkeypatch):
+    monkeypatch.setattr(engines, "_MOST_FORMS", 2)
+    monkeypatch.setattr(engines, "_MOST_PLANS", 1)
+    engine = static(tiny_model())
+    for _ in range(3):
+        for row in range(4):
+            assert_same(engine, observed(slice(row, row + 1)))
+            assert len(engine._forms) <= 2 and len(engine._plans) == 1
+
+
+def test_understanding_is_never_older_than_said_whatever_comes_between():
+    engine, exact = static(tiny_model(), understanding_every=3, text_multiple=1), static(tiny_model())
+    one = observed(slice(3, 4))  # four words
+    other = observed(slice(0, 1))  # more words, and so another form
+    noise = noise_for(one)
+    engine.sample(one, noise, 3, 3, session="a")
+    engine.sample(other, noise, 3, 3, session="a")
+    new = observed(slice(3, 4), 5, token_ids=one.token_ids)
+    truth = exact.sample(new, noise, 3, 3)[0]
+    assert torch.allclose(engine.sample(new, noise, 3, 3, session="a")[0], truth, atol=TOLERANCE)
+    assert engine.understanding_age == 0
+    engine.sample(new, noise, 3, 3, session="a")
+    assert engine.understanding_age == 1
+
+
+def test_a_call_that_failed_leaves_no_understanding_behind():
+    engine, exact = static(tiny_model(), understanding_every=3), static(tiny_model())
+    old, new = observed(slice(0, 1)), observed(slice(0, 1), 7)
+    new = replace(new, token_ids=old.token_ids)
+    noise = noise_for(old)
+    engine.sample(old, noise, 3, 3, session="x")
+    (form,) = engine._forms.values()
+    vision, form.vision = form.vision, None
+    with pytest.raises(TypeError):
+        engine.sample(new, noise, 3, 3, session="y")
+    form.vision = vision
+    truth = exact.sample(new, noise, 3, 3)[0]
+    assert torch.allclose(engine.sample(new, noise, 3, 3, session="y")[0], truth, atol=TOLERANCE)
+
+
+def test_rounded_weights_follow_those_that_were_loaded():
+    engine = static(tiny_model(), quantize="int8")
+    engine.model.load_state_dict(tiny_model(5).state_dict())
+    engine.forget()
+    exact = engine.model.sample(observed(), noise_for(observed()), 3, 3)[0]
+    found = engine.sample(observed(), noise_for(observed()), 3, 3)[0]
+    assert (found - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+def test_weights_that_were_moved_or_replaced_are_noticed():
+    engine = static(tiny_model())
+    engine.sample(observed(), noise_for(observed()), 2, 3)
+    engine.model.load_state_dict(tiny_model(5).state_dict(), assign=True)
+    with pytest.raises(ConfigError, match=r"moved, cast or replaced .* engine\.forget"):
+        engine.sample(observed(), noise_for(observed()), 2, 3)
+    engine.forget()
+    assert_same(engine, observed())
+
+
+def test_a_first_call_in_inference_mode_spoils_no_later_one():
+    engine = static(tiny_model())
+    with torch.inference_mode():
+        engine.sample(observed(), noise_for(observed()), 2, 3)
+    assert_same(engine, observed())
 
 
 def test_a_policy_behind_an_engine_acts_the_same():

@@ -229,3 +229,13 @@ def test_the_chunks_of_a_session_agree_on_what_is_executed_meanwhile():
 def test_what_cannot_be_is_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         RtcConfig(**wrong)
+
+
+@pytest.mark.parametrize("steps", range(1, 21))
+def test_no_solver_is_thrown_off_where_rounding_leads_below_zero(steps):
+    """Heun asks at s = 0, up to rounding, where the pull would be infinite."""
+    target, weights = torch.ones(1, 4, 2), torch.ones(4, 1)
+    guide = pull(target, weights, max_guidance=5.0, exact=False)
+    for solver in ("euler", "midpoint", "heun"):
+        found = integrate(guide(lambda x, s: x - 1), torch.zeros(1, 4, 2), steps, solver)
+        assert found.abs().max() < 50, solver

@@ -72,7 +72,7 @@ def drive(runner: Runner, steps: int, delay: int) -> list[Tensor]:
 def test_the_loop_does_what_simulated_latency_predicts(gated, method, delay):
     """So that what an evaluation finds holds for the robot."""
     chunks = Chunking(method)
-    with Runner(gated, [5], chunks=chunks, first_delay=delay) as runner:
+    with Runner(gated, [5], chunks=chunks, first_delay=delay, remember_latents=delay > 1) as runner:
         ours = drive(runner, 14, delay)
         assert gated.threads == {"vla-mot-inference_0"}
     plain = tiny_policy(chunk_size=8, n_action_steps=4)

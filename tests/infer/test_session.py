@@ -161,6 +161,7 @@ def test_a_session_may_understand_less_often_than_it_acts():
         pictures, state = frames(1, step), states(1, step)
         found.append(torch.allclose(*(s.act(pictures, state, "pick it") for s in (exact, stale)), atol=1e-5))
     assert found == [True, False, True, False]
+    assert stale.timing.report().oldest_understanding == 1
 
 
 class Counted(Policy):
@@ -195,3 +196,15 @@ def test_remembered_latents_follow_the_robots_that_are_kept():
     pictures = {key: value[1:] for key, value in frames(2, 3).items()}
     told = (pictures, states(2, 3)[1:], [TASKS[1]])
     assert torch.allclose(remembering.act(*told), plain.act(*told), atol=1e-5)
+
+
+def test_pictures_and_states_that_the_caller_fills_again_stay_what_they_were():
+    policy = tiny_policy(n_action_steps=1)
+    plain, reusing = Session(policy, [0]), Session(policy, [0])
+    pictures, state = frames(1), states(1)
+    for step in range(5):
+        for key, value in frames(1, step).items():
+            pictures[key].copy_(value)
+        state.copy_(states(1, step))
+        told = (frames(1, step), states(1, step), "pick it")
+        assert torch.equal(reusing.act(pictures, state, "pick it"), plain.act(*told))

@@ -234,10 +234,11 @@ class InternVL3Expert(UnderstandingExpert):
 
     def _framed(self, vision: Tensor, token_ids: Tensor) -> Tensor:
         """`(B, V, T, D)` image tokens between `<img>` and `</img>`, where there are such tokens."""
-        edges = (self.config.image_start_token_id, self.config.image_end_token_id)
-        if None in edges:
+        ids = (self.config.image_start_token_id, self.config.image_end_token_id)
+        if None in ids:
             return vision
-        start, end = self._words(token_ids.new_tensor(edges)).expand(*vision.shape[:2], 2, -1).split(1, dim=2)
+        edges = torch.cat([token_ids.new_full((1,), one) for one in ids])  # filled there, not copied
+        start, end = self._words(edges).expand(*vision.shape[:2], 2, -1).split(1, dim=2)
         return torch.cat((start, vision, end), dim=2)
 
 

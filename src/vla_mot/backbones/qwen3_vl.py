@@ -180,7 +180,8 @@ class Qwen3VLExpert(UnderstandingExpert):
     def arrange(self, seen: Seen, view_mask: Tensor, token_ids: Tensor, token_mask: Tensor) -> Understood:
         vision = seen.tokens
         batch, views, tokens, _ = vision.shape
-        edges = token_ids.new_tensor([self.config.vision_start_token_id, self.config.vision_end_token_id])
+        ids = (self.config.vision_start_token_id, self.config.vision_end_token_id)
+        edges = torch.cat([token_ids.new_full((1,), one) for one in ids])  # filled there, not copied
         start, end = self.embed_tokens(edges).expand(batch, views, 2, -1).split(1, dim=2)
         framed = torch.cat((start, vision.to(start.dtype), end), dim=2).flatten(1, 2)
         words = self.embed_tokens(token_ids)

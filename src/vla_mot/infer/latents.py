@@ -20,16 +20,18 @@ class FrameLatents:
 
     def __init__(self) -> None:
         self._known: dict[int, Tensor] = {}
+        self._rows = 0  # how often the rows changed
         self._lock = threading.Lock()
 
     def of(self, policy: Policy, step: int, images: Mapping[str, Tensor]) -> Tensor:
         """Those of the frames `(B, 3, h, w)` of a step: remembered, or encoded now."""
         with self._lock:
-            known = self._known.get(step)
+            known, rows = self._known.get(step), self._rows
         if known is None:
             known = policy.encode(images)
             with self._lock:
-                self._known[step] = known
+                if rows == self._rows:
+                    self._known[step] = known
         return known
 
     def forget(self, before: int) -> None:
@@ -41,6 +43,7 @@ class FrameLatents:
     def keep(self, index: Tensor) -> None:
         """Go on with only these rows."""
         with self._lock:
+            self._rows += 1
             self._known = {step: known[index.to(known.device)] for step, known in self._known.items()}
 
     def pair(self, policy: Policy, past: Frame, present: Frame) -> Tensor:

@@ -39,7 +39,7 @@ class FrameMemory:
         self.step = self.step + steps if self._frames else 0
         for key, image in images.items():
             kept = self._frames.setdefault(key, deque())
-            kept.append((self.step, image))
+            kept.append((self.step, image.clone()))  # a camera may fill the same memory again
             while len(kept) > 1 and kept[1][0] <= self.step - self.offset:
                 kept.popleft()
 

@@ -224,7 +224,8 @@ class Policy:
         actions, foresight = self._sample(
             observation, noise.to(self.device, non_blocking=True), guide, session
         )
-        return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight)
+        age = 0 if self.engine is None else self.engine.understanding_age
+        return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight, age)
 
     def _sample(
         self, observation: Observation, noise: Tensor, guide: Guide | None, session: Hashable | None

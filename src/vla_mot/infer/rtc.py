@@ -133,7 +133,7 @@ def pull(target: Tensor, weights: Tensor, max_guidance: float, *, exact: bool = 
 
     def guide(velocity_at: Velocity) -> Velocity:
         def bent(x: Tensor, level: Tensor) -> Tensor:
-            s = level.to(x.dtype)[:, None, None]
+            s = level.to(x.dtype).clamp(0, 1)[:, None, None]  # rounding may lead below 0
             if exact:
                 velocity, correction = _through(velocity_at, x, level, s, target, weights)
             else:

@@ -34,7 +34,8 @@ _LATE = 1.5  # control periods between two steps, from which on the loop itself 
 class Runner:
     """Drives one robot, or B in step, while a worker thread predicts.
 
-    seeds, history, chunks: see `Session`. Every step must come with fresh observations, at the embodiment's rate.
+    seeds, history, chunks, remember_latents: see `Session`. Every step must come with fresh observations, at the
+        embodiment's rate.
     max_late: this many steps in a row may be without an action, the first ones included; then `step` raises
         LateInferenceError. By default a chunk's length. Meanwhile the last action is commanded again.
     hold: what is commanded before the first action, see `Holding`.
@@ -54,9 +55,11 @@ class Runner:
         hold: Hold | None = None,
         clock: Clock = time.perf_counter,
         first_delay: int = 1,
+        remember_latents: bool = False,
     ) -> None:
         self.policy, self.chunks = policy, chunks
         self._history, self._hold, self._clock = history, hold, clock
+        self._remember_latents = remember_latents
         self._max_late = policy.spec.model.chunk_size if max_late is None else max_late
         self._fps = policy.robot.embodiment.fps
         self.inference = BackgroundInference(policy, clock=clock, first_delay=first_delay)
@@ -137,4 +140,5 @@ class Runner:
             chunks=self.chunks,
             inference=self.inference,
             holding=holding,
+            remember_latents=self._remember_latents,
         )

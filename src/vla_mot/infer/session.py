@@ -92,6 +92,7 @@ class Session:
         index = torch.as_tensor(list(rows), dtype=torch.int64)
         self._seeds = [self._seeds[row] for row in rows]
         self._frames.keep(rows)
+        self._key = object()  # what was understood belongs to other rows
         if self._latents is not None:
             self._latents.keep(index)
         self._chunks.keep(rows)
@@ -141,7 +142,7 @@ class Session:
         if self._latents is not None:
             past, present = self._frames.frame(self.history), self._frames.frame("present")
             latents = partial(self._latents.pair, past=past, present=present)
-        return Question(pairs, state, instructions, noise, bend, self._key, latents)
+        return Question(pairs, state.clone(), list(instructions), noise, bend, self._key, latents)
 
     def _prepare(self) -> None:
         """Encode the present frame where it will be history of a later question."""
@@ -169,6 +170,7 @@ class Session:
         self._rows = None
         self.foresight = chunk.foresight
         timed = TimedChunk(answer.asked, chunk.actions)
+        self.timing.oldest_understanding = max(self.timing.oldest_understanding, chunk.understanding_age)
         self.timing.arrived(self._frames.step - answer.asked, answer.seconds)
         if timed.end <= self._frames.step:
             self.timing.stale += 1

@@ -22,7 +22,7 @@ def require_action_mode(name: str) -> None:
 
 def _offset(state: Tensor, delta_mask: Sequence[bool]) -> Tensor:
     """`(..., S)` → `(..., 1, D)`: the state where the action is a delta, zero elsewhere (grippers)."""
-    mask = torch.tensor(delta_mask, dtype=torch.bool, device=state.device)
+    mask = torch.tensor(delta_mask, dtype=torch.bool).to(state.device, non_blocking=True)
     width = mask.numel()
     aligned = torch.nn.functional.pad(state, (0, max(0, width - state.shape[-1])))[..., :width]
     return torch.where(mask, aligned, 0.0).unsqueeze(-2)

@@ -25,6 +25,11 @@ QUANTILES: Mapping[str, float] = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.
 _NUMBERS = ("mean", "std", "min", "max")
 
 
+def _beside(numbers: Tensor, x: Tensor) -> Tensor:
+    """On the device and in the dtype of `x`; nobody waits for the copy."""
+    return numbers.to(x.device, x.dtype, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class FeatureStatistics:
     """Mean, standard deviation, minimum and maximum of one feature: `(D,)` float32 each, and the row count.
@@ -42,11 +47,11 @@ class FeatureStatistics:
 
     def normalize(self, x: Tensor) -> Tensor:
         """`(..., D)` in physical units → `(..., D)` with mean 0 and deviation 1."""
-        return (x - self.mean.to(x)) / (self.std.to(x) + EPS)
+        return (x - _beside(self.mean, x)) / (_beside(self.std, x) + EPS)
 
     def unnormalize(self, x: Tensor) -> Tensor:
         """The inverse of `normalize`."""
-        return x * (self.std.to(x) + EPS) + self.mean.to(x)
+        return x * (_beside(self.std, x) + EPS) + _beside(self.mean, x)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, in the layout of `stats.json`."""

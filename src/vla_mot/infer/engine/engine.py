@@ -11,10 +11,9 @@ Legend: `B` robots, `L` chunk steps, `A` padded action dims, `V` camera slots, `
 columns.
 """
 
-import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -22,11 +21,14 @@ import torch
 from torch import Tensor
 
 from vla_mot.batch import Observation
+from vla_mot.errors import ConfigError
 from vla_mot.flow.solvers import Guide, Solver, evaluated_levels, integrate
+from vla_mot.infer.engine.clock import Timed, untimed
 from vla_mot.infer.engine.config import EngineConfig
 from vla_mot.infer.engine.graphs import Recorded
-from vla_mot.infer.engine.plan import Form, Plan, Stage, make_plan
+from vla_mot.infer.engine.plan import Plan, Stage, make_plan
 from vla_mot.infer.engine.quantize import quantized
+from vla_mot.infer.engine.recent import Recent
 from vla_mot.infer.engine.stages import Stages
 from vla_mot.model.model import Prefix, VlaMotModel
 from vla_mot.nn.fused import FusedLayer
@@ -35,17 +37,15 @@ from vla_mot.nn.mot import JointLayer
 Run = Callable[..., Any]
 STAGES = ("vision", "understanding", "encode", "foresight", "denoise")
 _MOST_PLANS = 256
+_MOST_FORMS = 32
+"""Each holds keys and values of its own, and on CUDA graphs with their memory."""
 _MOST_PROGRAMS = 256
 """Stages × forms that may be compiled; torch's own limit of 8 ends in running uncompiled."""
 
 
 @dataclass
 class _Form:
-    """What is made for one form.
-
-    denoise: by steps, solver and real action dimensions, with its tables. owner, age: whose understanding is kept, and
-    for how many calls it was not renewed.
-    """
+    """What is made for one form. denoise: by steps, solver and real action dimensions, with its tables."""
 
     stages: Stages
     vision: Run
@@ -53,42 +53,63 @@ class _Form:
     understand: Run
     foresee: Run
     denoise: dict[tuple[int, Solver, int], tuple[Run, Tensor, Tensor]] = field(default_factory=dict)
-    owner: Any = None
+
+
+@dataclass(frozen=True)
+class _Understood:
+    """Whose understanding lies in a form's keys and values, and for how many calls it was not renewed."""
+
+    form: _Form
+    owner: Any
     age: int = 0
 
 
 class Engine:
     """Samples from a model whose weights stay where they are. Not for several threads at once.
 
-    Weights may change in place if `forget` is called afterwards; a model that was moved or cast needs a new engine.
-    Raises TypeError when a projection is no plain linear map (an adapter is to be merged first).
+    Weights may change in place if `forget` is called afterwards. Raises TypeError when a projection is no plain linear
+    map (an adapter is to be merged first).
     """
 
     def __init__(self, model: VlaMotModel, config: EngineConfig) -> None:
         self.model, self.config = model, config
         self.device = next(model.parameters()).device
-        fused = [
-            {name: FusedLayer.of(expert) for name, expert in cast(JointLayer, layer).experts.items()}
-            for layer in model.stack.layers
-        ]
-        self._fused = quantized(fused, config.quantize)
         cuda = self.device.type == "cuda"
         self._graphs = config.graphs and cuda
-        self._side = torch.cuda.Stream(self.device) if cuda else None
-        self._forms: dict[Form, _Form] = {}
-        self._plans: dict[Any, Plan] = {}
-        self._encoders: dict[tuple[int, ...], Run] = {}
-        self._told: tuple[Any, tuple[Stage, Tensor, Tensor]] | None = None
-        self._clock: Callable[[str], Any] = _untimed
+        # Two things at once on a device need two streams to be recorded on: products have a workspace per stream.
+        self._main, self._side = (torch.cuda.Stream(self.device) if cuda else None for _ in range(2))
+        self._plans = Recent[Plan](_MOST_PLANS)
+        self._forms = Recent[_Form](_MOST_FORMS)
+        self._encoders = Recent[Run](_MOST_FORMS)
+        self._understood: _Understood | None = None
+        self._told: tuple[Plan, Tensor, Tensor, tuple[Stage, Tensor, Tensor]] | None = None
+        self._clock: Callable[[str], Any] = untimed
         if config.kind == "compiled":
             dynamo = torch._dynamo.config
             dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_PROGRAMS)
+        self.forget()
+
+    @property
+    def understanding_age(self) -> int:
+        """For how many calls the understanding behind the last one was not renewed."""
+        return 0 if self._understood is None else self._understood.age
 
     def forget(self) -> None:
         """Make everything anew at the next call."""
-        self._forms.clear()
+        fused = [
+            {name: FusedLayer.of(expert) for name, expert in cast(JointLayer, layer).experts.items()}
+            for layer in self.model.stack.layers
+        ]
+        self._fused = quantized(fused, self.config.quantize)
+        experts = [
+            expert for layer in self.model.stack.layers for expert in cast(Any, layer).experts.values()
+        ]
+        parts = [part for expert in experts for part in (expert.self_attn.q_proj, expert.mlp.gate_proj)]
+        self._weights = [(part, part.weight.data_ptr()) for part in parts]
         self._plans.clear()
+        self._forms.clear()
         self._encoders.clear()
+        self._understood = self._told = None
 
     @torch.no_grad()
     def sample(
@@ -108,32 +129,37 @@ class Engine:
             anywhere.
         guide: runs by `VlaMotModel.denoise`, against the same keys and values: a guide may ask for gradients.
         session: whose call it is. With `understanding_every` > 1 a session's understanding serves its next calls,
-            unless another one's came between.
+            unless another one's, or another form, came between.
+        Raises ConfigError when the weights were moved or replaced since the engine was made.
         """
-        plan = self._plan(observation)
-        form = self._form(plan)
-        foresight = self._prefill(observation, plan, form, session)
-        noise = noise.to(self.device, torch.float32, non_blocking=True)
-        count = action_dim if self.model.config.mask_padding else noise.shape[-1]
-        run, terms, real = self._denoise(form, num_steps, solver, count)
-        with self._clock("denoise"):
-            if guide is None:
-                actions = run(noise, fixed=self._tables(plan, terms, real))
-            else:
-                actions = self._guided(form, plan, guide, noise, real, num_steps, solver)
-        return actions.clone(), foresight
+        self._require_weights()
+        with self._on_device():
+            plan = self._plan(observation)
+            form = self._forms.get(plan.form, lambda: self._make_form(plan))
+            foresight = self._prefill(observation, plan, form, session)
+            noise = noise.to(self.device, torch.float32, non_blocking=True)
+            count = action_dim if self.model.config.mask_padding else noise.shape[-1]
+            run, terms, real = self._denoise(form, num_steps, solver, count)
+            with self._clock("denoise"):
+                if guide is None:
+                    actions = run(noise, fixed=self._tables(plan, terms, real))
+                else:
+                    actions = self._guided(form, plan, guide, noise, real, num_steps, solver)
+            return actions.clone(), foresight
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """`VlaMotModel.encode_frames` of `(B, V, T, 3, H, W)`, in memory of its own."""
-        shape = tuple(pictures.shape)
-        if shape not in self._encoders:
+
+        def make() -> Run:
             run: Run = self.model.encode_frames
             if self.config.kind == "compiled":
                 run = torch.compile(run, fullgraph=True, dynamic=False)
-            self._encoders[shape] = self._recorded(lambda frames, fixed: run(frames))
-        with self._clock("encode"):
-            return self._encoders[shape](self._here(pictures), fixed=None).clone()
+            return self._recorded(lambda frames, fixed: run(frames), self._main)
+
+        with self._on_device(), self._clock("encode"):
+            run = self._encoders.get((pictures.shape, pictures.dtype), make)
+            return run(self._here(pictures), fixed=None).clone()
 
     @torch.no_grad()
     def timed(
@@ -141,86 +167,85 @@ class Engine:
     ) -> dict[str, float]:
         """Seconds of every stage of one `sample`, with the device waited for between them."""
         seconds: dict[str, float] = {}
-        self._clock = lambda stage: _Timed(seconds, stage, self.device)
+        self._clock = lambda stage: Timed(seconds, stage, self.device)
         try:
             self.sample(observation, noise, num_steps, action_dim, **options)
         finally:
-            self._clock = _untimed
+            self._clock = untimed
         return {stage: seconds[stage] for stage in STAGES if stage in seconds}
 
     # ---- what is made once ----------------------------------------------------------------------------------
 
     def _plan(self, observation: Observation) -> Plan:
         masks = (x.cpu().numpy().tobytes() for x in (observation.view_mask, observation.token_mask))
-        key = (observation.batch_size, observation.images.shape[-2:], *masks)
-        if key not in self._plans:
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.clear()
-            config = self.config
-            here = observation.to(self.device)
-            self._plans[key] = make_plan(self.model, here, config.text_multiple, generation=config.generation)
-        return self._plans[key]
+        images, config = observation.images, self.config
 
-    def _form(self, plan: Plan) -> _Form:
-        if plan.form not in self._forms:
-            config = self.config
-            stages = Stages(
-                self.model,
-                plan,
-                self._fused,
-                compiled=config.kind == "compiled",
-                foresight=config.foresight,
-            )
-            self._forms[plan.form] = _Form(
-                stages,
-                vision=self._recorded(stages.vision),
-                encode=self._recorded(stages.encode),
-                understand=self._recorded(stages.understand),
-                foresee=self._recorded(stages.foresee),
-            )
-        return self._forms[plan.form]
+        def make() -> Plan:
+            with torch.inference_mode(False), torch.no_grad():
+                here = observation.to(self.device)
+                return make_plan(self.model, here, config.text_multiple, generation=config.generation)
+
+        return self._plans.get((observation.batch_size, images.shape[-2:], images.dtype, *masks), make)
+
+    def _make_form(self, plan: Plan) -> _Form:
+        with torch.inference_mode(False), torch.no_grad():  # buffers that any later call may write to
+            compiled, foresight = self.config.kind == "compiled", self.config.foresight
+            stages = Stages(self.model, plan, self._fused, compiled=compiled, foresight=foresight)
+        return _Form(
+            stages,
+            vision=self._recorded(stages.vision, self._main),
+            encode=self._recorded(stages.encode, self._side),
+            understand=self._recorded(stages.understand, self._main),
+            foresee=self._recorded(stages.foresee, self._main),
+        )
 
     def _denoise(self, form: _Form, steps: int, solver: Solver, real_dims: int) -> tuple[Run, Tensor, Tensor]:
         """What carries noise to actions, its `(E, D)` tables of levels, and `(A,)`: 1 for real dimensions, else 0."""
         key = (steps, solver, real_dims)
         if key not in form.denoise:
-            levels = evaluated_levels(steps, solver, self.device)
-            real = torch.zeros(self.model.config.max_action_dim, device=self.device)
-            real[:real_dims] = 1
+            with torch.inference_mode(False), torch.no_grad():
+                terms = self.model.action.level_terms(evaluated_levels(steps, solver, self.device))
+                real = torch.zeros(self.model.config.max_action_dim, device=self.device)
+                real[:real_dims] = 1
             run = partial(form.stages.denoise, steps=steps, solver=solver)
-            form.denoise[key] = (self._recorded(run), self.model.action.level_terms(levels), real)
+            form.denoise[key] = (self._recorded(run, self._main), terms, real)
         return form.denoise[key]
 
     def _tables(self, plan: Plan, terms: Tensor, real: Tensor) -> tuple[Stage, Tensor, Tensor]:
         """The same tuple for the same parts, so that a recording sees that nothing has changed."""
-        key = (id(plan), id(terms), id(real))
-        if self._told is None or self._told[0] != key:
-            self._told = (key, (plan.action, terms, real))
-        return self._told[1]
+        told = self._told
+        if told is None or told[0] is not plan or told[1] is not terms or told[2] is not real:
+            self._told = told = (plan, terms, real, (plan.action, terms, real))
+        return told[3]
 
-    def _recorded(self, run: Run) -> Run:
-        return Recorded(run) if self._graphs else run
+    def _recorded(self, run: Run, stream: torch.cuda.Stream | None) -> Run:
+        return Recorded(run, stream) if self._graphs and stream is not None else run
+
+    def _require_weights(self) -> None:
+        if any(part.weight.data_ptr() != place for part, place in self._weights):
+            raise ConfigError(
+                "the model's weights were moved, cast or replaced since this engine was made, which still reads the "
+                "old ones; call engine.forget() after replacing them, or policy.compile() again after moving them."
+            )
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     # ---- one call -------------------------------------------------------------------------------------------
 
     def _prefill(
         self, observation: Observation, plan: Plan, form: _Form, session: Hashable | None
     ) -> Tensor | None:
-        views = _slots(plan.form.views)
-        images = self._here(observation.images[:, views])
+        images = plan.looked_at(self._here(observation.images))
         words = observation.token_ids[:, : plan.form.words]
         with self._aside(), self._clock("encode"):  # beside vision and understanding, where the device can
             latents = self._latents(observation, images, plan, form)
-        if self._is_due(form, session, words):
-            with self._clock("vision"):
-                seen = form.vision(images[:, :, 1], fixed=None)
-            with self._clock("understanding"):
-                form.understand(seen, self._here(words), fixed=plan.understanding)
+        self._understand(images[:, :, 1], words, plan, form, session)
         if self._side is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._side)
         with self._clock("foresight"):
             foreseen = form.foresee(latents, self._here(observation.state), fixed=plan.foresight)
-        return None if foreseen is None else self._spread(foreseen, plan, observation.view_mask.shape[1])
+        return None if foreseen is None else plan.spread(foreseen, observation.view_mask.shape[1])
 
     def _latents(self, observation: Observation, images: Tensor, plan: Plan, form: _Form) -> Tensor | None:
         """Of both times `(B, V, 2, C, h, w)`, of the views that are looked at; None without the generation expert."""
@@ -228,7 +253,24 @@ class Engine:
             return None
         if observation.latents is None:
             return form.encode(images, fixed=None)
-        return self._here(observation.latents[:, _slots(plan.form.views)]).float()
+        return plan.looked_at(self._here(observation.latents)).float()
+
+    def _understand(
+        self, pictures: Tensor, words: Tensor, plan: Plan, form: _Form, session: Hashable | None
+    ) -> None:
+        """Look with the understanding expert, unless what this session understood may serve once more."""
+        every, last = self.config.understanding_every, self._understood
+        owner = None if session is None or every == 1 else (session, words.cpu().numpy().tobytes())
+        own = owner is not None and last is not None and last.form is form and last.owner == owner
+        if own and last is not None and last.age + 1 < every:
+            self._understood = replace(last, age=last.age + 1)
+            return
+        self._understood = None  # nobody's, if what follows fails
+        with self._clock("vision"):
+            seen = form.vision(pictures, fixed=None)
+        with self._clock("understanding"):
+            form.understand(seen, self._here(words), fixed=plan.understanding)
+        self._understood = _Understood(form, owner)
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -239,18 +281,6 @@ class Engine:
         self._side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._side):
             yield
-
-    def _is_due(self, form: _Form, session: Hashable | None, words: Tensor) -> bool:
-        """Whether the understanding expert looks now."""
-        every = self.config.understanding_every
-        if every == 1:
-            return True
-        owner = None if session is None else (session, words.cpu().numpy().tobytes())
-        if owner is not None and owner == form.owner and form.age + 1 < every:
-            form.age += 1
-            return False
-        form.owner, form.age = owner, 0
-        return True
 
     def _guided(
         self,
@@ -267,38 +297,5 @@ class Engine:
         bent = guide(lambda x, level: self.model.denoise(prefix, x, level) * real)
         return integrate(bent, noise * real, steps, solver)
 
-    def _spread(self, foresight: Tensor, plan: Plan, slots: int) -> Tensor:
-        """Latents of the looked-at views → `(B, V, C, h, w)`, in memory of its own."""
-        whole = foresight.new_zeros((foresight.shape[0], slots, *foresight.shape[2:]))
-        whole[:, _slots(plan.form.views)] = foresight
-        return whole
-
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
-
-
-class _Timed:
-    """Adds the seconds of a `with` block to those of its stage."""
-
-    def __init__(self, seconds: dict[str, float], stage: str, device: torch.device) -> None:
-        self._seconds, self._stage, self._device = seconds, stage, device
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-    def __enter__(self) -> None:
-        self._start = self._now()
-
-    def __exit__(self, *error: object) -> None:
-        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + self._now() - self._start
-
-
-def _untimed(stage: str) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
-def _slots(views: tuple[int, ...]) -> slice | list[int]:
-    """A slice where the views are the first ones, which copies nothing."""
-    return slice(0, len(views)) if views == tuple(range(len(views))) else list(views)

@@ -12,11 +12,12 @@ _WARM_UPS = 3
 class Recorded:
     """`run(*inputs, fixed)` on tensors of fixed shapes. The first call runs it a few times and records it.
 
+    stream: what it is recorded on. What is replayed at the same time must not share it.
     What it returns is the same memory at every call: it is to be read before the next one.
     """
 
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self._run = run
+    def __init__(self, run: Callable[..., Any], stream: torch.cuda.Stream) -> None:
+        self._run, self._stream = run, stream
         self._graph: torch.cuda.CUDAGraph | None = None
         self._places: list[Tensor] = []
         self._fixed: Any = None
@@ -42,14 +43,14 @@ class Recorded:
         self._places, self._fixed_places = [], []
         placed, placed_fixed = _placed(inputs, self._places), _placed(fixed, self._fixed_places)
         self._fixed = fixed
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 self._run(*placed, fixed=placed_fixed)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads may go on using the device meanwhile.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._result = self._run(*placed, fixed=placed_fixed)
         self._graph = graph
 
@@ -71,6 +72,7 @@ def _copy(places: list[Tensor], tree: Any) -> None:
     given: list[Tensor] = []
     _gather(tree, given)
     for place, value in zip(places, given, strict=True):
+        assert (place.shape, place.dtype) == (value.shape, value.dtype), "recorded for another form"
         place.copy_(value, non_blocking=True)
 
 

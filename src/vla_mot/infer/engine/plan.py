@@ -25,14 +25,15 @@ from vla_mot.nn.rope import Rotation, rotation
 class Form:
     """What decides the shapes of every stage, and how its attention is computed.
 
-    views: camera slots that are looked at. words: text tokens that are. size: (height, width) of the pictures in
-    pixels. masked: per stage, whether its attention needs a mask.
+    views: camera slots that are looked at. words: text tokens that are. size, dtype: (height, width) of the pictures in
+    pixels, and whether they are bytes or floats. masked: per stage, whether its attention needs a mask.
     """
 
     rows: int
     views: tuple[int, ...]
     words: int
     size: tuple[int, int]
+    dtype: torch.dtype
     masked: tuple[bool, bool, bool]
 
 
@@ -54,7 +55,7 @@ class Plan:
     """Of one form, and of one instruction's length.
 
     counts: tokens of understanding, generation, state and action. layout, last: of the prefix, `(B,)`, for denoising
-    outside of the engine.
+    outside of the engine. slots: `form.views`, on the device.
     """
 
     form: Form
@@ -64,6 +65,19 @@ class Plan:
     action: Stage
     layout: TokenLayout
     last: Tensor
+    slots: Tensor
+
+    def looked_at(self, views: Tensor) -> Tensor:
+        """`(B, V, …)` of all slots → of those that are looked at."""
+        count = len(self.form.views)
+        if self.form.views == tuple(range(count)):
+            return views[:, :count]
+        return views.index_select(1, self.slots)
+
+    def spread(self, views: Tensor, slots: int) -> Tensor:
+        """`(B, V, …)` of the views that are looked at → of so many slots, zero elsewhere, in memory of its own."""
+        whole = views.new_zeros((views.shape[0], slots, *views.shape[2:]))
+        return whole.index_copy_(1, self.slots, views)
 
     @property
     def prefix(self) -> int:
@@ -124,9 +138,10 @@ def make_plan(
         views=views,
         words=words,
         size=(observation.images.shape[-2], observation.images.shape[-1]),
+        dtype=observation.images.dtype,
         masked=(masked[0], masked[1], masked[2]),
     )
-    return Plan(form, counts, *stages, prefix, last)
+    return Plan(form, counts, *stages, prefix, last, torch.tensor(views, device=device))
 
 
 def _looked_at(observation: Observation, text_multiple: int) -> tuple[tuple[int, ...], int]:
