@@ -225,7 +225,8 @@ class Policy:
             observation, noise.to(self.device, non_blocking=True), guide, session
         )
         age = 0 if self.engine is None else self.engine.understanding_age
-        return ActionChunk(self.processor.physical(actions, state.to(self.device)), foresight, age)
+        state = state.to(self.device, non_blocking=True)
+        return ActionChunk(self.processor.physical(actions, state), foresight, age)
 
     def _sample(
         self, observation: Observation, noise: Tensor, guide: Guide | None, session: Hashable | None
