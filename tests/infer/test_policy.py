@@ -206,3 +206,17 @@ def test_values_of_the_wrong_kind_are_a_checkpoint_error(copy, changes, message)
     edit_config(copy, **changes)
     with pytest.raises(CheckpointError, match=message):
         Policy.from_pretrained(copy)
+
+
+def test_an_instruction_is_read_once_as_long_as_it_stands(policy, monkeypatch):
+    read = []
+    tokenize = policy.model.understanding.tokenize
+    monkeypatch.setattr(
+        policy.model.understanding, "tokenize", lambda texts: read.append(texts) or tokenize(texts)
+    )
+    images = {key: torch.stack((value, value), dim=1) for key, value in frames(1).items()}
+    fresh = Policy(policy.model, policy.spec)
+    for told in ("pick it", "pick it", "leave it", "pick it"):
+        seen = fresh.observe(images, states(1), [told])
+        assert torch.equal(seen.token_ids, tokenize([told])[0])
+    assert read == [("pick it",), ("leave it",)]

@@ -11,7 +11,7 @@ camera's own pixels.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,10 +34,12 @@ from vla_mot.infer.engine import Engine, EngineConfig
 from vla_mot.infer.engine.config import Kind
 from vla_mot.keyed import keyed_normal
 from vla_mot.model.model import VlaMotModel
-from vla_mot.robots.processor import Processor
+from vla_mot.robots.processor import Processor, Tokenize
 from vla_mot.robots.robot import Robot
 
 _SAMPLING_STREAM = 7
+_INSTRUCTIONS = 256
+"""Instructions (of a batch of robots) whose words are remembered."""
 
 
 class Policy:
@@ -159,7 +161,7 @@ class Policy:
     @cached_property
     def processor(self) -> Processor:
         """Turns the robot's units into the model's tensors and back."""
-        return self.spec.processor(self.robot, self.model.understanding.tokenize)
+        return self.spec.processor(self.robot, _remembered(self.model.understanding.tokenize))
 
     @property
     def device(self) -> torch.device:
@@ -243,6 +245,12 @@ class Policy:
         shape = (self.spec.model.chunk_size, self.spec.model.max_action_dim)
         index = torch.tensor(list(seeds), dtype=torch.int64)
         return keyed_normal(0, call, _SAMPLING_STREAM, index, shape)
+
+
+def _remembered(tokenize: Tokenize) -> Tokenize:
+    """The same, which reads an instruction once as long as it stands."""
+    known = lru_cache(maxsize=_INSTRUCTIONS)(tokenize)
+    return lambda instructions: known(tuple(instructions))
 
 
 def _named_robot(spec: PolicySpec, embodiment: str | None, action_mode: str | None) -> Robot | None:
