@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,22 @@ def test_an_interrupt_at_any_moment_says_what_is_kept(vla_mot, training, trained
     assert said.code == 130
     assert f"The last checkpoint is {trained / 'checkpoints' / '000004'}" in said.err
     assert f"vla-mot posttrain resume={trained}" in said.err
+
+
+@pytest.mark.parametrize(
+    ("package", "change", "extra"),
+    [
+        ("bitsandbytes", "train.optimizer=adamw8bit", "8bit"),
+        ("peft", "train.experts.action.adapter={kind: lora}", "peft"),
+    ],
+)
+def test_what_is_not_installed_is_named_before_anything_is_counted(
+    vla_mot, training, tmp_path, monkeypatch, package, change, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    said = vla_mot(*training, f"output={tmp_path / 'run'}", change)
+    assert (said.code, f"needs {package}: pip install 'vla-mot[{extra}]'" in said.err) == (2, True), said.err
+    assert "count" not in said.out and not (tmp_path / "run").exists()
 
 
 def test_one_run_per_value(vla_mot, training, tmp_path):

@@ -16,7 +16,9 @@ from vla_mot.model.config import ModelConfig
 from vla_mot.options import at_least, fit
 from vla_mot.robots.augmentation import AugmentationConfig
 from vla_mot.robots.embodiment import Embodiment
+from vla_mot.train.adapters import require_peft
 from vla_mot.train.config import TrainConfig
+from vla_mot.train.eight_bit import require_bitsandbytes
 from vla_mot.train.writers import require_writers
 
 
@@ -105,6 +107,9 @@ def training_config(config: Mapping[str, Any]) -> TrainingConfig:
     train = section(TrainConfig, "train", config["train"])
     require_device("train.device", train.device)
     require_writers(train.log)
+    require_peft(train.experts)
+    if train.optimizer == "adamw8bit":
+        require_bitsandbytes()
     return TrainingConfig(
         model=model_config(config, embodiment),
         embodiment=embodiment,

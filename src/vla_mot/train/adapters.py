@@ -9,10 +9,12 @@ from holds these, and a policy holds what `merged` makes of them.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
+from vla_mot.errors import ConfigError
 from vla_mot.keyed import keyed_uniform
 from vla_mot.train.config import AdapterConfig, ExpertsConfig
 from vla_mot.train.experts import EXPERTS, expert_of, training_of
@@ -22,6 +24,13 @@ _NAME = "default"
 _BASE, _DOWN, _UP = ".base_layer.", f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight"
 _LENGTH = f".lora_magnitude_vector.{_NAME}.weight"
 _DROPOUT_STREAM = 3  # of the keyed numbers that seed a step's dropout
+
+
+def require_peft(experts: ExpertsConfig) -> None:
+    """Raise ConfigError when an expert asks for adapters and `peft` is not installed."""
+    adapted = [name for name in EXPERTS if getattr(experts, name).adapter is not None]
+    if adapted and find_spec("peft") is None:
+        raise ConfigError(f"train.experts.{adapted[0]}.adapter needs peft: pip install 'vla-mot[peft]'.")
 
 
 def inject(model: nn.Module, experts: ExpertsConfig, seed: int) -> list[str]:

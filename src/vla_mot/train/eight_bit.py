@@ -5,6 +5,7 @@ bits. On a CPU it computes, slowly, what a GPU does.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,17 +18,22 @@ _TABLES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 """What the 256 codes mean: the same for every weight, and so never saved."""
 
 
+def require_bitsandbytes() -> None:
+    """Raise ConfigError when it is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "train.optimizer=adamw8bit needs bitsandbytes: pip install 'vla-mot[8bit]', or use adamw."
+        )
+
+
 def make(parameters: Sequence[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of parameter groups with a `weight_decay` each, of weights that are not sharded.
 
     Raises ConfigError when bitsandbytes is not installed.
     """
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "train.optimizer=adamw8bit needs bitsandbytes: pip install 'vla-mot[8bit]', or use adamw."
-        ) from error
+    require_bitsandbytes()
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit(list(parameters), lr=config.lr, betas=config.betas, eps=config.eps)
 
 
