@@ -26,7 +26,7 @@ class Client:
     """Talks to a server; connects when it is first needed, and again when the connection was lost.
 
     host, port: of the server. token: its token. tls: True for wss:// with this machine's certificates, a PEM file
-    with those to trust, or a context. timeout: seconds to wait for a reply. patience: seconds to go on trying to
+    with those to trust, or a context. timeout: seconds to send a request and wait for its reply. patience: seconds to go on trying to
     connect, 0 for one try. A connection is a session: the frames that the server kept of the last one are gone with
     it, and the reply's `history` says what it made of that; a seed that `reset` was given is sent again. `connections`
     counts them.
@@ -110,22 +110,28 @@ class Client:
 
     def _exchange(self, packed: bytes) -> dict[str, Any]:
         socket = self._connected()
-        limit = self._metadata.get("limits", {}).get("message_bytes")
+        limit = _message_bytes(self._metadata)
         if limit is not None and len(packed) > limit:
             raise ServerError(f"invalid: a message of {len(packed)} bytes; the server takes {limit} at most.")
+        until = time.monotonic() + self.timeout
         try:
-            socket.send(packed)
-            reply = socket.recv(self.timeout)
-        except TimeoutError as error:
+            self._send(socket, packed)
+            reply = socket.recv(max(0.0, until - time.monotonic()))
+        except (ConnectionClosed, OSError) as error:  # TimeoutError is one
             self.close()
-            raise ConnectionLostError(f"{self.address} gave no reply within {self.timeout:g} s") from error
-        except (ConnectionClosed, OSError) as error:
-            self.close()
+            if time.monotonic() >= until or isinstance(error, TimeoutError):
+                told = f"{self.address} gave no reply within {self.timeout:g} s"
+                raise ConnectionLostError(told) from error
             raise _HungUpError(f"{self.address} hung up: {error}") from error
         except BaseException:  # interrupted: a reply that comes later must not be taken for the next one's
             self.close()
             raise
         return self._read(reply)
+
+    def _send(self, socket: ClientConnection, packed: bytes) -> None:
+        """Send, or end the connection where the link takes nothing for `timeout`: TCP itself waits for minutes."""
+        socket.socket.settimeout(self.timeout)
+        socket.send(packed)
 
     def _read(self, reply: str | bytes) -> dict[str, Any]:
         if isinstance(reply, str):
@@ -171,7 +177,7 @@ class Client:
         )
         self._metadata = self._read(socket.recv(self.timeout))
         if self._seed is not None:
-            socket.send(encode({"reset": True, "seed": self._seed}))
+            self._send(socket, encode({"reset": True, "seed": self._seed}))
             self._read(socket.recv(self.timeout))
         self._socket = socket
         self.connections += 1
@@ -179,6 +185,13 @@ class Client:
 
 class _HungUpError(ConnectionLostError):
     """The connection ended under a request, which another connection may still answer."""
+
+
+def _message_bytes(metadata: Mapping[str, Any]) -> int | None:
+    """The longest message that the server takes, where it says so."""
+    limits = metadata.get("limits")
+    limit = limits.get("message_bytes") if isinstance(limits, dict) else None
+    return limit if isinstance(limit, int) else None
 
 
 def _context(tls: bool | str | Path | ssl.SSLContext) -> ssl.SSLContext | None:

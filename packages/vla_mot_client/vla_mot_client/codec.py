@@ -22,8 +22,8 @@ def decode(message: bytes) -> dict[str, Any]:
     """Unpack a message. Raises ValueError for what is none; never runs code of it."""
     try:
         found = msgpack.unpackb(message, object_hook=_unpack)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:  # what a broken message makes msgpack and numpy raise is theirs to choose
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"a message is a map, got {type(found).__name__}")
     return found

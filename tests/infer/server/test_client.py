@@ -2,15 +2,19 @@
 
 import importlib
 import re
+import socket as socket_module
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.parser import HeaderParser
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
+from websockets.server import ServerProtocol
 from websockets.sync.server import serve
 
 from tests.infer.server.serving import observation, serving
@@ -123,7 +127,56 @@ def test_a_late_reply_is_never_taken_for_the_next_ones():
         assert [asked["a"] for asked in server.asked] == [1, 2]
 
 
-@pytest.mark.parametrize("reply", [b"\xc1", b"\x01", encode({})[:0], bytes.fromhex("81a161c4")])
+def test_a_link_that_takes_nothing_is_given_up_in_time():
+    """The request is larger than what the two kernels hold for a peer that never reads."""
+    with socket_module.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as threads:
+        stalled = threads.submit(greet_and_never_read, listening)
+        with Client(port=listening.getsockname()[1], timeout=0.5, patience=0) as client:
+            begun = time.monotonic()
+            with pytest.raises(ConnectionLostError, match=r"gave no reply within 0.5 s"):
+                client.infer({"a": bytes(64 * 2**20)})
+            assert time.monotonic() - begun < 3
+        stalled.result().close()
+
+
+def greet_and_never_read(listening: socket_module.socket) -> socket_module.socket:
+    """A handshake and empty metadata, then nothing."""
+    link, _ = listening.accept()
+    protocol = ServerProtocol()
+    while not (asked := protocol.events_received()):
+        protocol.receive_data(link.recv(4096))
+    protocol.send_response(protocol.accept(asked[0]))
+    protocol.send_binary(encode({}))
+    link.sendall(b"".join(protocol.data_to_send()))
+    return link
+
+
+BROKEN = [
+    {b"__ndarray__": True},
+    {b"__ndarray__": True, b"data": 1, b"dtype": "<f4", b"shape": [1]},
+    {b"__ndarray__": True, b"data": b"", b"dtype": "f4,", b"shape": None},
+    {b"__ndarray__": True, b"data": bytes(4), b"dtype": [[1]], b"shape": [1]},
+    {b"__npgeneric__": True, b"data": 10**9, b"dtype": "|u1"},
+    {b"__npgeneric__": True},
+]
+
+
+@pytest.mark.parametrize("reply", [msgpack.packb({"a": value}) for value in BROKEN] + [b"\x81" * 3000])
+def test_a_damaged_reply_is_the_documented_error(reply):
+    with pytest.raises(ValueError):
+        decode(reply)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"\xc1",
+        b"\x01",
+        encode({})[:0],
+        bytes.fromhex("81a161c4"),
+        msgpack.packb({"a": {b"__ndarray__": True}}),
+    ],
+)
 def test_what_is_no_reply_is_no_reply(reply):
     with Strange(reply) as server, Client(port=server.port) as client:
         with pytest.raises(ConnectionLostError, match="no message of the protocol"):
