@@ -274,6 +274,67 @@ def test_a_request_that_does_not_fit_changes_nothing(tiny):
     asking(tiny, work)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (at(5, seed=9), "step 5 came after step 10"),
+        (at(5, embodiment="b"), "step 5 came after step 10"),
+        (at(12, seed=9) | {HEAD: picture(1, 9)}, "pixels now"),
+        (at(12, seed=9, embodiment="c"), "unknown embodiment"),
+    ],
+    ids=["step", "embodiment", "size", "robot"],
+)
+def test_one_that_does_not_fit_the_episode_changes_nothing(tiny, wrong, words):
+    """Nothing was predicted yet, so that a seed may still change; the first frame came without a prediction."""
+
+    def work(ask):
+        first = {HEAD: picture(10), GRIPPER: picture(110), "step": 10, "remember": True, "embodiment": "b"}
+        ask(first)
+        with pytest.raises(RequestError, match=words):
+            ask(wrong)
+        found = ask(at(13))
+        assert (found.row.robot, found.row.seed, history(found)) == ("b", 0, (10, "received", 3))
+
+    asking({"a": tiny, "b": tiny}, work)
+
+
+def test_a_reset_says_the_robot_anew(tiny):
+    """Alone it may name the next one; with its first observation it does not go on with the last one."""
+
+    def work(ask):
+        assert ask({"reset": True, "embodiment": "b"})["reset"]
+        assert ask(at(0)).row.robot == "b"
+        with pytest.raises(RequestError, match="unknown embodiment 'c'"):
+            ask({"reset": True, "embodiment": "c", "seed": 5})
+        assert (ask(at(1)).row.robot, ask(at(1)).row.seed) == ("b", 0)
+        with pytest.raises(RequestError, match="say embodiment = …: this server drives a, b"):
+            ask(at(0, reset=True))
+        assert ask(at(1)).row.robot == "b"
+
+    asking({"a": tiny, "b": tiny}, work)
+
+
+def test_what_is_kept_of_frames_with_history_is_what_is_counted(tiny):
+    """A view of both frames would keep twice as much in memory."""
+
+    async def run() -> None:
+        service = Service({"conveyor": tiny}, ServerConfig())
+        session = service.open()
+        pairs = {key: np.zeros((2, 8, 8, 3), np.uint8) for key in (HEAD, GRIPPER)}
+        service.prepare(session, encode(small(step=0) | pairs))
+        assert [held(picture) for picture in session._frames[0].values()] == [8 * 8 * 3] * 2
+        await service.stop()
+
+    asyncio.run(run())
+
+
+def held(view: Any) -> int:
+    """Bytes that stay in memory with an array."""
+    while isinstance(view, np.ndarray) and view.base is not None:
+        view = view.base
+    return view.nbytes if isinstance(view, np.ndarray) else len(view)
+
+
 def test_several_robots(tiny):
     """One session drives one of them until it is reset."""
 

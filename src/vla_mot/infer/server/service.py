@@ -107,16 +107,17 @@ class Service:
         parts = flatten(decode(message), self._rename)
         asked = take_controls(parts)
         if asked.reset and not parts and not asked.remember:
-            session.control(asked)
+            named = asked.embodiment is not None
+            session.control(asked, self._robot(asked, session) if named else None)
             return {"reset": True, "seed": session.seed}
-        name = self._robot(asked.embodiment, session)
+        name = self._robot(asked, session)
         policy = self.policies[name]
         body, size = policy.robot.embodiment, policy.spec.model.view_size
         seen = read_seen(parts, body, size, only_images=asked.remember)
         offset = policy.spec.model.offset(body)
         _require_sense(asked, seen)
-        session.control(asked)  # from here on nothing is wrong with the request itself
-        session.drive(name)
+        session.require(asked, name, seen)
+        session.control(asked, name)  # from here on nothing is wrong with the request itself
         if asked.step is not None:
             session.remember(seen, asked.step, offset)
         if asked.remember:
@@ -164,10 +165,15 @@ class Service:
         session.previous_ms = seconds * 1000
         return encode(reply)
 
-    def _robot(self, asked: str | None, session: ClientSession) -> str:
-        if asked is None and session.robot is None and len(self.policies) > 1:
-            raise invalid(f"say embodiment = …: this server drives {', '.join(self.policies)}.")
-        name = asked or session.robot or next(iter(self.policies))
+    def _robot(self, asked: Controls, session: ClientSession) -> str:
+        """The robot that is asked for, else the episode's, else the only one."""
+        name = asked.embodiment
+        if name is None and not asked.reset:
+            name = session.robot
+        if name is None:
+            if len(self.policies) > 1:
+                raise invalid(f"say embodiment = …: this server drives {', '.join(self.policies)}.")
+            name = next(iter(self.policies))
         if name not in self.policies:
             raise invalid(unknown_name("embodiment", name[:80], self.policies))
         return name

@@ -49,30 +49,39 @@ class ClientSession:
         self._frames: dict[int, Frame] = {}  # by step, in order
         self._first: int | None = None
 
-    def control(self, asked: Controls) -> None:
-        """Take a reset and a seed. Raises RequestError for a seed in the midst of an episode."""
-        if asked.reset:
-            self.begin(self._config.seed if asked.seed is None else asked.seed)
-        elif asked.seed is not None and asked.seed != self.seed:
-            if self.calls:
-                raise invalid("the seed changes only with a new episode: send reset = true with it.")
-            self.seed = asked.seed
+    def require(self, asked: Controls, robot: str, seen: Seen) -> None:
+        """Change nothing; raise RequestError for what does not fit this episode.
 
-    def drive(self, robot: str) -> None:
-        """Hold an episode to one robot. Raises RequestError for another one."""
+        That is another seed, another robot, a step back, or pictures of another size. A reset begins another episode,
+        which anything fits.
+        """
+        if asked.reset:
+            return
+        if asked.seed not in (None, self.seed) and self.calls:
+            raise invalid("the seed changes only with a new episode: send reset = true with it.")
         if self.robot not in (None, robot):
             raise invalid(f"this episode drives {self.robot!r}; send reset = true before another robot.")
+        last = next(reversed(self._frames), None)
+        if asked.step is None or last is None:
+            return
+        if asked.step < last:
+            raise invalid(
+                f"step {asked.step} came after step {last}: send reset = true when an episode begins."
+            )
+        _require_same_sizes(self._frames[last], seen.images)
+
+    def control(self, asked: Controls, robot: str | None) -> None:
+        """Take a reset and a seed that fit; robot: the one that is driven from now on, None where it is left open."""
+        if asked.reset:
+            self.begin(self._config.seed if asked.seed is None else asked.seed)
+        elif asked.seed is not None:
+            self.seed = asked.seed
         self.robot = robot
 
     def remember(self, seen: Seen, step: int, offset: int) -> None:
-        """Keep the frames of a control step. Raises RequestError for a step back, or pictures of another size."""
-        last = next(reversed(self._frames), None)
-        if last is not None and step < last:
-            raise invalid(f"step {step} came after step {last}: send reset = true when an episode begins.")
-        if last is not None:
-            _require_same_sizes(self._frames[last], seen.images)
+        """Keep the frames of a control step, which fit."""
         self._first = step if self._first is None else self._first
-        self._frames[step] = seen.images
+        self._frames[step] = _alone(seen)
         for old in [old for old in self._frames if old < step - offset - self._config.history_tolerance]:
             del self._frames[old]
         while len(self._frames) > 1 and self._bytes() > self._config.history_bytes:
@@ -118,6 +127,11 @@ class ClientSession:
 
     def _bytes(self) -> int:
         return sum(picture.nbytes for frame in self._frames.values() for picture in frame.values())
+
+
+def _alone(seen: Seen) -> Frame:
+    """The present frames; copies where they came with their history, which a view would keep in memory too."""
+    return {key: picture.copy() for key, picture in seen.images.items()} if seen.history else seen.images
 
 
 def _require_same_sizes(before: Frame, now: Frame) -> None:
