@@ -26,10 +26,10 @@ class Client:
     """Talks to a server; connects when it is first needed, and again when the connection was lost.
 
     host, port: of the server. token: its token. tls: True for wss:// with this machine's certificates, a PEM file
-    with those to trust, or a context. timeout: seconds to send a request and wait for its reply. patience: seconds to go on trying to
-    connect, 0 for one try. A connection is a session: the frames that the server kept of the last one are gone with
-    it, and the reply's `history` says what it made of that; a seed that `reset` was given is sent again. `connections`
-    counts them.
+    with those to trust, or a context. timeout: seconds to send a request and wait for its reply. patience: seconds to
+    go on trying to connect, 0 for one try. A connection is a session: the frames that the server kept of the last one
+    are gone with it, and the reply's `history` says what it made of that; a seed that `reset` was given is sent again.
+    `connections` counts them.
     """
 
     def __init__(
