@@ -1,6 +1,9 @@
 """`vla-mot serve`: a policy behind a websocket."""
 
 import asyncio
+import logging
+import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from vla_mot.infer.server.server import PolicyServer
 from vla_mot.options import fit
 
 Dtype = Literal["float32", "bfloat16"]
+_UNANSWERED = 1  # the exit code
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class ServeConfig(ServerConfig, Opening):
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
-    """The command; ends with SIGTERM or SIGINT, when what came before was answered."""
+    """The command; ends with SIGTERM or SIGINT, when what came before was answered.
+
+    The process ends with code 1 where not all of it could be answered in `drain_seconds`.
+    """
     show_library_log()
     settings = section(ServeConfig, "", config)
     server = PolicyServer(settings)  # refuses an unsafe address before the weights are read
@@ -57,7 +64,18 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
             console.print(Text.assemble((name, "cyan"), f"   {policy.robot}, {how}"))
         console.print(f"serving on {address}; stop with Ctrl-C")
 
-    asyncio.run(server.run(policies, ready, signals=True))
+    answered = asyncio.run(server.run(policies, ready, signals=True))
+    leave(answered, server.busy)
+
+
+def leave(answered: bool, busy: bool) -> None:
+    """End the process with code 1 where requests went unanswered, and without the worker where it is still busy."""
+    if not busy and answered:
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if answered else _UNANSWERED)  # Python's own exit waits for the worker, however long it takes
 
 
 def open_policies(settings: ServeConfig) -> dict[str, Policy]:

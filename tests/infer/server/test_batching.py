@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.infer.server.serving import Running, observation, serving
-from tests.infer.tiny_policy import tiny_policy
+from tests.infer.server.serving import TASK, Running, observation, serving
+from tests.infer.tiny_policy import GRIPPER, HEAD, SIZE, tiny_policy
 from vla_mot.batch import ActionChunk
 from vla_mot.infer.engine import EngineConfig
 from vla_mot.infer.policy import Policy
@@ -27,6 +27,7 @@ class Slow(Policy):
         super().__init__(base.model, base.spec, engine=base.engine)
         self.seconds, self.poison = seconds, poison
         self.batches: list[int] = []
+        self.sizes: set[tuple[int, ...]] = set()
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
@@ -42,6 +43,7 @@ class Slow(Policy):
         self.go_on.wait(30)
         time.sleep(self.seconds)
         self.batches.append(len(state))
+        self.sizes |= {tuple(picture.shape[-2:]) for picture in images.values()}
         if self.poison == "raise" and "poison" in instructions:
             raise RuntimeError("secret detail in /secret/path")
         chunk = super().predict(images, state, instructions, *others, **options)
@@ -110,6 +112,24 @@ def test_pictures_of_other_sizes_wait_for_another_batch():
         found = held_together(running, policy, [observation(0), other, observation(2)])
     assert policy.batches == [1, 2, 1]
     assert [reply["server_timing"]["batch_size"] for reply in found] == [2, 1, 2]
+
+
+def test_large_pictures_are_made_small_one_by_one(tiny):
+    """Not as one batch of floats; the numbers are those of a policy that gets them whole."""
+    policy = Slow()
+    asked = [observation(row) for row in range(2)]
+    for content in asked:
+        content[HEAD] = np.random.default_rng(len(content)).integers(0, 256, (70, 90, 3), np.uint8)
+    with serving(policy) as running:
+        found = held_together(running, policy, asked)
+    assert policy.batches == [1, 2] and policy.sizes == {(SIZE, SIZE)}
+    whole = {
+        key: torch.from_numpy(np.stack([[content[key]] * 2 for content in asked])).movedim(-1, 2)
+        for key in (HEAD, GRIPPER)
+    }
+    state = torch.from_numpy(np.stack([content["observation.state"] for content in asked]))
+    alone = tiny.predict(whole, state, [TASK] * 2, tiny.noise([0, 1], 0)).actions.numpy()
+    assert np.array_equal(np.stack([reply["actions"] for reply in found]), alone)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """A long inference, and an end in the midst of one."""
 
+import asyncio
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +16,8 @@ from websockets.sync.client import connect
 from tests.infer.server.serving import observation, serving
 from tests.infer.server.test_batching import Slow, metric, one, wait_until
 from tests.infer.server.test_server import page
+from vla_mot.infer.server.config import ServerConfig
+from vla_mot.infer.server.server import PolicyServer
 from vla_mot.infer.server.wire import decode, encode
 from vla_mot_client import Client, ServerError
 
@@ -34,6 +41,81 @@ def test_pings_are_answered_during_an_inference_longer_than_their_timeout():
         assert policy.batches == []
         policy.go_on.set()
         assert decode(socket.recv(timeout=10))["policy_timing"]["infer_ms"] > 1400
+
+
+def test_a_batch_that_takes_too_long_is_ill_health():
+    policy = Slow()
+    policy.go_on.clear()
+    with serving(policy, stuck_seconds=0.2) as running, ThreadPoolExecutor(1) as threads:
+        assert metric(running, "vla_mot_batch_age_seconds") == 0
+        asked = threads.submit(one, running.port, observation(), 0)
+        wait_until(lambda: page(running.port, "/healthz")[0] == 503)
+        assert page(running.port, "/healthz")[1] == "stuck: one batch has taken more than 0.2 s\n"
+        assert metric(running, "vla_mot_batch_age_seconds") > 0.2
+        policy.go_on.set()
+        asked.result()
+        assert page(running.port, "/healthz") == (200, "ok\n")
+        assert metric(running, "vla_mot_batch_age_seconds") == 0
+
+
+def test_failures_in_a_row_are_ill_health():
+    """One answer between two failures, or after them, and all is well."""
+    with serving(Slow(poison="raise"), failing_after=2) as running:
+        found = []
+        for prompt in ("poison", "go", "poison", "poison", "go"):
+            one(running.port, observation(prompt=prompt), 0)
+            found.append(page(running.port, "/healthz"))
+    ill = (503, "failing: of the last 2 batches no request could be answered\n")
+    assert found == [(200, "ok\n")] * 3 + [ill, (200, "ok\n")]
+
+
+def test_an_end_during_the_warm_up_waits_for_nothing():
+    policy = Slow()
+    policy.go_on.clear()
+
+    async def run() -> None:
+        server = PolicyServer(ServerConfig(port=0))
+        running = asyncio.create_task(server.run({"conveyor": policy}, lambda address: pytest.fail(address)))
+        await asyncio.to_thread(policy.entered.wait, 10)
+        server.stop()
+        assert await asyncio.wait_for(running, 5)
+        assert server.busy
+
+    try:
+        asyncio.run(run())
+    finally:
+        policy.go_on.set()
+
+
+STUCK = """
+import asyncio
+from tests.infer.server.test_batching import Slow
+from vla_mot.commands.serve import leave
+from vla_mot.infer.server.config import ServerConfig
+from vla_mot.infer.server.server import PolicyServer
+server = PolicyServer(ServerConfig(port=0, drain_seconds=0.2, warm_up=False))
+ready = lambda address: print(address, flush=True)
+answered = asyncio.run(server.run({"conveyor": Slow(seconds=60)}, ready, signals=True))
+leave(answered, server.busy)
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_stuck_inference_does_not_keep_the_process(repository):
+    """It ends after the drain, with a code that says so."""
+    command = [sys.executable, "-c", STUCK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=repository) as process:
+        try:
+            port = int(re.search(r":(\d+)$", process.stdout.readline())[1])
+            with connect(f"ws://127.0.0.1:{port}") as socket:
+                socket.recv()
+                socket.send(encode(observation()))
+                wait_until(lambda: "batch_age_seconds 0.0\n" not in page(port, "/metrics")[1])
+                process.send_signal(signal.SIGTERM)
+                assert socket.recv(timeout=10) == "stopping: the server ends."
+            assert process.wait(10) == 1
+        finally:
+            process.kill()
 
 
 def test_what_is_under_way_is_answered_before_the_end():

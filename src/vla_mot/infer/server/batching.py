@@ -7,8 +7,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -53,12 +54,32 @@ class Batcher:
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vla-mot-inference")
+        self._work: Future[Any] | None = None
+        self._begun = 0.0  # when the work began, in seconds of the monotonic clock
+        self._failed = 0
         self._task = asyncio.create_task(self._run())
         metrics.gauge("vla_mot_queue_length", "requests that wait for a batch", self.waiting)
+        metrics.gauge("vla_mot_batch_age_seconds", "how long the batch under way has taken, or 0", self.age)
 
     def waiting(self) -> int:
         """Requests that wait for a batch."""
         return len(self._waiting)
+
+    def busy(self) -> bool:
+        """Whether the worker is at something, which nothing can stop."""
+        return self._work is not None and not self._work.done()
+
+    def age(self) -> float:
+        """Seconds that the worker has been at its present work; 0 where there is none."""
+        return time.monotonic() - self._begun if self.busy() else 0.0
+
+    def ailing(self) -> str:
+        """Why nobody should count on an answer now; empty where all is well."""
+        if self.age() > self._config.stuck_seconds:
+            return f"stuck: one batch has taken more than {self._config.stuck_seconds:g} s"
+        if self._failed >= self._config.failing_after:
+            return f"failing: of the last {self._failed} batches no request could be answered"
+        return ""
 
     async def submit(self, row: Row, deadline: float | None = None) -> Answer:
         """Wait for the chunk of one row. deadline: seconds of the loop's clock.
@@ -84,9 +105,12 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
 
-    async def run_beside(self, function: Callable[[], None]) -> None:
-        """Run something else in the worker thread."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, function)
+    async def run_beside[T](self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run something in the worker thread. Cancelling gives up waiting for it, no more."""
+        self._begun = time.monotonic()
+        work = self._worker.submit(function, *arguments)
+        self._work = work
+        return await asyncio.wrap_future(work)
 
     async def close(self) -> None:
         """Stop; whoever still waits is told so. A batch that is being computed is not waited for."""
@@ -102,7 +126,7 @@ class Batcher:
             while self._waiting:
                 await self._gather()
                 if batch := self._take():
-                    await self._answer(batch)
+                    self._failed = 0 if await self._answer(batch) else self._failed + 1
                 await asyncio.sleep(0)  # those who gave up leave the queue
             self._arrived.clear()
 
@@ -125,12 +149,13 @@ class Batcher:
         self._waiting = [item for item in alive if item not in batch]
         return batch
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
+    async def _answer(self, batch: list[_Waiting]) -> bool:
+        """Returns whether the policy could answer any of them."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         rows = [item.row for item in batch]
         try:
-            found, seconds = await loop.run_in_executor(self._worker, _timed, self._predict, rows)
+            found, seconds = await self.run_beside(_timed, self._predict, rows)
             answers = list(zip(batch, found, strict=True))
         except asyncio.CancelledError:
             for item in batch:
@@ -143,18 +168,18 @@ class Batcher:
         for item, actions in answers:
             if not item.answer.done():
                 item.answer.set_result(Answer(actions, len(batch), begun - item.since, seconds))
+        return True
 
-    async def _blame(self, batch: list[_Waiting], error: Exception) -> None:
+    async def _blame(self, batch: list[_Waiting], error: Exception) -> bool:
         """Something failed: whose fault it was shows alone, and the neighbours get their answers."""
         if len(batch) > 1:
             _log.warning("a batch of %d failed (%s); its requests are tried one by one", len(batch), error)
-            for item in batch:
-                await self._answer([item])
-        elif isinstance(error, RequestError):
-            batch[0].fail(error)
-        else:
+            return any([await self._answer([item]) for item in batch])
+        if not isinstance(error, RequestError):
             _log.error("inference failed", exc_info=error)
-            batch[0].fail(RequestError("failed", "the policy failed; the server's log says why."))
+            error = RequestError("failed", "the policy failed; the server's log says why.")
+        batch[0].fail(error)
+        return False
 
 
 def _timed(predict: Predict, rows: Sequence[Row]) -> tuple[list[np.ndarray], float]:

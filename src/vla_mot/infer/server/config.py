@@ -16,7 +16,8 @@ MAX_SEED = 2**63 - 1
 class ServerConfig:
     """See conf/serve.yaml, where each key is explained.
 
-    batch_window_ms, deadline_ms: milliseconds. drain_seconds, ping_seconds: seconds. history_tolerance: control steps.
+    batch_window_ms, deadline_ms: milliseconds. drain_seconds, ping_seconds, stuck_seconds: seconds.
+    history_tolerance: control steps. failing_after: batches.
     rename: key of a client → key of the robot. instructions: what is predicted once for before listening.
     rtc: how a chunk goes on with the last one, for requests that ask for it.
     """
@@ -40,6 +41,8 @@ class ServerConfig:
     deadline_ms: float | None = None
     drain_seconds: float = 30.0
     ping_seconds: float = 20.0
+    failing_after: int = 3
+    stuck_seconds: float = 120.0
     warm_up: bool = True
     instructions: tuple[str, ...] = ()
     rtc: RtcConfig = field(default_factory=RtcConfig)
@@ -50,8 +53,9 @@ class ServerConfig:
         within(0, MAX_SEED, {"seed": self.seed})
         at_least(0, {"batch_window_ms": self.batch_window_ms, "history_tolerance": self.history_tolerance})
         at_least(0, {"drain_seconds": self.drain_seconds})
-        at_least(0.01, {"ping_seconds": self.ping_seconds})
-        at_least(1, {name: getattr(self, name) for name in ("max_batch", "max_waiting", "max_sessions")})
+        at_least(0.01, {"ping_seconds": self.ping_seconds, "stuck_seconds": self.stuck_seconds})
+        counts = ("max_batch", "max_waiting", "max_sessions", "failing_after")
+        at_least(1, {name: getattr(self, name) for name in counts})
         within(1, 1024, {name: getattr(self, name) for name in ("max_message_mib", "max_history_mib")})
         for name in self.rename.values():
             fit(str, "rename", name)

@@ -60,9 +60,9 @@ class Metrics:
         self.seconds = Histogram("vla_mot_request_seconds", _SECONDS, "from arrival to reply, chunks only")
         self.inference = Histogram("vla_mot_inference_seconds", _SECONDS, "one batch in the policy")
         self.batches = Histogram("vla_mot_batch_size", _ROWS, "requests that were predicted in one batch")
-        self._gauges: list[tuple[str, str, Callable[[], int]]] = []
+        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
 
-    def gauge(self, name: str, text: str, ask: Callable[[], int]) -> None:
+    def gauge(self, name: str, text: str, ask: Callable[[], float]) -> None:
         """Show what `ask` returns at the time."""
         self._gauges.append((name, text, ask))
 

@@ -17,6 +17,7 @@ from vla_mot.infer.rtc import continue_chunk
 from vla_mot.infer.server.config import ServerConfig
 from vla_mot.infer.server.errors import RequestError
 from vla_mot.robots.embodiment import Embodiment
+from vla_mot.robots.images import resize_with_pad, to_unit
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Predictor:
         """
         policy = self._policies[rows[0].robot]
         filled = self._filled(policy, rows)
-        images = {key: _pictures(filled, key) for key in rows[0].present}
+        images = {key: _pictures(policy, filled, key) for key in rows[0].present}
         state = torch.from_numpy(np.stack([row.state for row in filled]))
         noise = torch.cat([policy.noise([row.seed], row.call) for row in filled]).to(policy.device)
         guide = self._guide(policy, filled, state, noise)
@@ -101,10 +102,21 @@ class Predictor:
         return continue_chunk(self._config.rtc, left_over, rows[0].delay, state, noise, policy.processor)
 
 
-def _pictures(rows: Sequence[Row], key: str) -> Tensor:
-    """`(B, 2, 3, h, w)` uint8, frames t − m and t."""
-    pairs = np.stack([(row.past[key], row.present[key]) for row in rows])
-    return torch.from_numpy(pairs).movedim(-1, 2)
+def _pictures(policy: Policy, rows: Sequence[Row], key: str) -> Tensor:
+    """`(B, 2, 3, H, W)` of the model's size, frames t − m and t: uint8 that had it, float32 in [0, 1] otherwise.
+
+    Others are resized one by one, to what the policy would make of them: a batch of large ones is gigabytes in floats.
+    """
+    size = policy.spec.model.view_size
+    pairs = [(row.past[key], row.present[key]) for row in rows]
+    if rows[0].present[key].shape[:2] == size:
+        return torch.from_numpy(np.stack(pairs)).movedim(-1, 2)
+    return torch.stack([torch.stack([_fitted(policy, picture, size) for picture in pair]) for pair in pairs])
+
+
+def _fitted(policy: Policy, picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    there = torch.from_numpy(np.array(picture)).movedim(-1, 0).to(policy.device)
+    return resize_with_pad(to_unit(there), *size)
 
 
 def _black(name: str, robot: Embodiment, size: tuple[int, int], instruction: str) -> Row:

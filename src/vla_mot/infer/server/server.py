@@ -48,19 +48,21 @@ class PolicyServer:
 
     async def run(
         self, policies: Mapping[str, Policy], on_ready: Ready = lambda address: None, *, signals: bool = False
-    ) -> None:
+    ) -> bool:
         """Listen until `stop`, or SIGTERM or SIGINT with `signals`; a second one ends the process at once.
 
         policies: name of a robot → the policy that drives it.
         Requests that came are answered first (for at most `drain_seconds`), then clients are closed with code 1001.
+        Returns whether all were answered. What the worker thread is at then goes on (`busy`), and Python's own exit
+        would wait for it. An end during the warm-up does not wait for that either.
         Raises ConfigError for an address that cannot be listened on, or without any policy.
         """
         if signals:
             self._watch_signals()
         self._service = Service(policies, self.config)
         try:
-            if self.config.warm_up:
-                await self._service.warm_up()
+            if not await self._warmed_up():
+                return await self._service.stop()
             server = await self._listen()
         except OSError as error:
             await self._service.stop()
@@ -70,10 +72,32 @@ class PolicyServer:
             on_ready(self._address(server.sockets[0].getsockname()[1]))
             await self._stop.wait()
             _log.warning("stopping; requests that are still answered first: %d", self._service.answering())
-            await self._service.stop()
+            return await self._service.stop()
         finally:
             server.close()  # the connections too, with code 1001
             await server.wait_closed()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker thread is at something, which nothing can stop but the end of the process."""
+        return self._service.busy()
+
+    async def _warmed_up(self) -> bool:
+        """Warm up, if that is asked for; False where the end came first."""
+        if not self.config.warm_up:
+            return True
+        warming = asyncio.create_task(self._service.warm_up())
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not warming.done():
+                _log.warning("stopping before the warm-up was done")
+                return False
+            warming.result()
+            return True
+        finally:
+            warming.cancel()
+            stopping.cancel()
 
     async def _listen(self) -> Server:
         return await serve(
@@ -102,6 +126,7 @@ class PolicyServer:
             self.stop()
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)  # a KeyboardInterrupt would wait for the worker
 
         for number in _SIGNALS:
             loop.add_signal_handler(number, heard)
@@ -110,8 +135,8 @@ class PolicyServer:
         """Answer what is no websocket, and turn away who may not enter; None lets the handshake go on."""
         path = request.path.partition("?")[0]
         if path == _HEALTH:
-            busy = self._service.stopping
-            return connection.respond(_GONE if busy else http.HTTPStatus.OK, "stopping\n" if busy else "ok\n")
+            ailing = self._service.ailing()
+            return connection.respond(_GONE if ailing else http.HTTPStatus.OK, f"{ailing or 'ok'}\n")
         told = request.headers.get_all("Authorization")
         if not may_enter(told[0] if len(told) == 1 else None, self._token):
             refused = connection.respond(http.HTTPStatus.UNAUTHORIZED, "this server asks for a token\n")

@@ -69,6 +69,14 @@ class Service:
         """Requests that came and whose reply was not made yet."""
         return self._answering
 
+    def ailing(self) -> str:
+        """Why no answer can be counted on now: the server ends, is stuck or fails; empty where all is well."""
+        return "stopping" if self.stopping else self._batcher.ailing()
+
+    def busy(self) -> bool:
+        """Whether the worker is at something, which nothing can stop."""
+        return self._batcher.busy()
+
     def full(self) -> RequestError | None:
         """Why no further client is taken now, if so."""
         if self.stopping:
@@ -88,14 +96,19 @@ class Service:
         """The client is gone."""
         self._sessions -= 1
 
-    async def stop(self) -> None:
-        """Take no more requests, answer those that came within `drain_seconds`, then end the worker."""
+    async def stop(self) -> bool:
+        """Take no more requests, answer those that came within `drain_seconds`, then end the worker.
+
+        Returns whether all were answered.
+        """
         self.stopping = True
         loop = asyncio.get_running_loop()
         until = loop.time() + self.config.drain_seconds
         while self._answering and loop.time() < until:
             await asyncio.sleep(0.01)
+        answered = not self._answering
         await self._batcher.close()
+        return answered
 
     def prepare(self, session: ClientSession, message: bytes | str) -> Work | dict[str, Any]:
         """Read one message into what the policy has to do, or into the reply where it need not do anything.
