@@ -180,6 +180,7 @@ def vla_mot_at(hub: LoopbackHub, home: Path, *arguments: object, **environment: 
     return done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_pushed_acts_and_is_verified_elsewhere(run, tmp_path):
     with LoopbackHub() as hub:
         home = tmp_path / "home"

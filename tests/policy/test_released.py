@@ -286,6 +286,7 @@ def test_lerobot_train_trains_the_converted_one(released, architecture, dataset,
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 def test_lerobot_eval_drives_the_conveyor(goldens, tmp_path):
     """The stock command on the authors' files as they are: two robots, no processors, an unpublished size."""
     kind = "a1_3b_tiny"
