@@ -27,6 +27,8 @@ os.environ.update(
     MPLBACKEND="Agg",
     OMP_NUM_THREADS="1",
     MKL_NUM_THREADS="1",
+    # In this process: the pool of the compiler outlives signals that tests send, and then its end is waited for.
+    TORCHINDUCTOR_COMPILE_THREADS="1",
     # Subprocesses are out of reach of `_guard_sockets`; their HTTP clients at least run into a closed port.
     **dict.fromkeys(
         ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"), _CLOSED
