@@ -25,6 +25,7 @@ def made(output: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(output.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_interrupted_then_finished_then_nothing_to_do(tmp_path, vla_mot):
     output = tmp_path / "demo"
     with vla_mot_process("demo", f"output={output}", *SETTINGS) as process:

@@ -61,6 +61,7 @@ def test_lerobot_eval_with_its_defaults(native, tmp_path):
     assert info["overall"]["n_episodes"] == 3
 
 
+@pytest.mark.slow
 def test_lerobot_train_from_scratch(dataset, tmp_path):
     options = ["--policy.type=vla_mot", "--policy.chunk_size=4", "--policy.n_action_steps=4", "--steps=2"]
     saved = train(dataset, tmp_path / "run", *options, f"--policy.model={json.dumps(SMALL)}")
