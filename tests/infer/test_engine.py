@@ -1,5 +1,6 @@
 """The engine samples what the model samples: over every form of observation, in both kinds, without making anew."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,8 @@ def test_it_samples_what_the_model_samples(changes):
     assert_same(engine, observed())  # rows that differ in cameras and words: with masks
     for row in range(4):
         assert_same(engine, observed(slice(row, row + 1)))  # each by itself: with none
-    assert_same(engine, observed(slice(0, 1)), steps=2, solver="heun")
+    for solver in ("midpoint", "heun"):
+        assert_same(engine, observed(slice(0, 1)), steps=2, solver=solver)
 
 
 @pytest.mark.parametrize("multiple", [1, 3, 100])
@@ -176,6 +178,12 @@ def test_eight_bits_of_the_action_expert_move_actions_a_little(how, most):
     assert torch.equal(model.sample(observed(), noise_for(observed()), 3, 3)[0], exact), (
         "the model keeps its own"
     )
+
+
+def test_eight_bits_without_torchao_are_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ConfigError, match=r"quantize=int8 needs torchao: pip install"):
+        static(tiny_model(), quantize="int8")
 
 
 def test_weights_keep_names_values_and_files(tmp_path):

@@ -9,6 +9,7 @@ from tests.infer.tiny_policy import GRIPPER, HEAD, frames, states, tiny_policy
 from vla_mot.batch import ActionChunk
 from vla_mot.errors import ConfigError
 from vla_mot.flow.solvers import Guide
+from vla_mot.infer.latents import FrameLatents
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
 
@@ -208,3 +209,29 @@ def test_pictures_and_states_that_the_caller_fills_again_stay_what_they_were():
         state.copy_(states(1, step))
         told = (frames(1, step), states(1, step), "pick it")
         assert torch.equal(reusing.act(pictures, state, "pick it"), plain.act(*told))
+
+
+def test_robots_in_another_order_do_not_get_each_others_understanding():
+    slow = tiny_policy(n_action_steps=1).compile("static", understanding_every=3)
+    session = Session(slow, [0, 1])
+    for step in range(2):
+        session.act(frames(2, step), states(2, step), "pick it")
+    assert slow.engine.understanding_age == 1
+    session.keep([1, 0])
+    session.act({key: value.flip(0) for key, value in frames(2, 2).items()}, states(2, 2).flip(0), "pick it")
+    assert slow.engine.understanding_age == 0
+
+
+def test_latents_that_were_encoded_for_other_rows_are_not_remembered():
+    latents = FrameLatents()
+
+    class Kept(Policy):
+        """A policy during whose encoding the robots change."""
+
+        def encode(self, images: Mapping[str, Tensor]) -> Tensor:
+            latents.keep(torch.tensor([1]))
+            return super().encode(images)
+
+    policy = tiny_policy()
+    latents.of(Kept(policy.model, policy.spec), 0, frames(2))
+    assert len(latents.of(policy, 0, {key: value[1:] for key, value in frames(2).items()})) == 1

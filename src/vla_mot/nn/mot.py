@@ -136,6 +136,11 @@ def _run_layer(layer: JointLayer, recompute: Recompute, *args: Any) -> Any:
     return recomputed(recompute, layer.joint, *args)
 
 
+def allow_programs(most: int) -> None:
+    """Let `torch.compile` make so many programs of one function, where its own limit ends in running uncompiled."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, most)
+
+
 class JointTransformer(nn.Module):
     """The stack of joint layers and each expert's final norm.
 
@@ -172,8 +177,7 @@ class JointTransformer(nn.Module):
         """
         # All layers share one list of programs: training, validation, prefill, denoising; the last layer of each its
         # own; each for one batch size and for any. Where torch's own limit of 8 ends, so would the run.
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, _MOST_PROGRAMS)
+        allow_programs(_MOST_PROGRAMS)
         program = torch.compile(_run_layer, fullgraph=True, **options)
         for layer in self.layers:
             cast(JointLayer, layer).program = program

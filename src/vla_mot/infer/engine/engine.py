@@ -32,7 +32,7 @@ from vla_mot.infer.engine.recent import Recent
 from vla_mot.infer.engine.stages import Stages
 from vla_mot.model.model import Prefix, VlaMotModel
 from vla_mot.nn.fused import FusedLayer
-from vla_mot.nn.mot import JointLayer
+from vla_mot.nn.mot import JointLayer, allow_programs
 
 Run = Callable[..., Any]
 STAGES = ("vision", "understanding", "encode", "foresight", "denoise")
@@ -40,7 +40,7 @@ _MOST_PLANS = 256
 _MOST_FORMS = 32
 """Each holds keys and values of its own, and on CUDA graphs with their memory."""
 _MOST_PROGRAMS = 256
-"""Stages × forms that may be compiled; torch's own limit of 8 ends in running uncompiled."""
+"""Stages × forms that may be compiled."""
 
 
 @dataclass
@@ -85,8 +85,7 @@ class Engine:
         self._told: tuple[Plan, Tensor, Tensor, tuple[Stage, Tensor, Tensor]] | None = None
         self._clock: Callable[[str], Any] = untimed
         if config.kind == "compiled":
-            dynamo = torch._dynamo.config
-            dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_PROGRAMS)
+            allow_programs(_MOST_PROGRAMS)
         self.forget()
 
     @property
