@@ -1,6 +1,7 @@
 """Who a process is among those that train together, as its launcher tells."""
 
 import pytest
+import torch.distributed as dist
 
 from vla_mot.errors import ConfigError
 from vla_mot.train.world import World, join, launched_ranks, shard_mesh
@@ -41,3 +42,19 @@ def test_ranks_that_do_not_divide_into_copies_are_refused():
 def test_a_number_of_the_launcher(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     assert launched_ranks() == 16
+
+
+@pytest.mark.parametrize(
+    ("restarts", "shared", "warned"), [(3, True, True), (0, True, False), (3, False, False)]
+)
+def test_ranks_that_would_meet_in_the_store_of_those_before_are_warned(
+    monkeypatch, caplog, restarts, shared, warned
+):
+    """Nobody else comes, so the meeting itself fails."""
+    told = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    told |= {"TORCHELASTIC_MAX_RESTARTS": restarts, "TORCHELASTIC_USE_AGENT_STORE": shared}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(dist.DistError), join("cpu", 0.2):
+        pass
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == warned

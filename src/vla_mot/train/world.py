@@ -4,6 +4,7 @@
 one. Ranks on CPU talk through gloo; on CUDA through NCCL, with gloo beside it for what lies in host memory.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from vla_mot.errors import ConfigError
 from vla_mot.train.peers import losses_explained
+
+logger = logging.getLogger(__name__)
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -128,6 +131,11 @@ def join(device: str, patience: float | None) -> Iterator[World]:
             "set; start them with torchrun, see docs/cluster.md."
         )
     rank, local_rank = launched_rank(), _told("LOCAL_RANK", 0)
+    if rank == 0 and _shares_store_of_restarts():
+        logger.warning(
+            "torchrun will start ranks again, but in the store of those before: they may look for each other at "
+            "addresses that are gone. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, see docs/cluster.md."
+        )
     world = World(rank, size, local_rank, _device_of(device, local_rank))
     backend = "gloo" if world.device == "cpu" else "cpu:gloo,cuda:nccl"
     timeout = None if patience is None else timedelta(seconds=patience)
@@ -137,6 +145,13 @@ def join(device: str, patience: float | None) -> Iterator[World]:
             yield world
     finally:
         dist.destroy_process_group()
+
+
+def _shares_store_of_restarts() -> bool:
+    """Whether torchrun keeps one store for all starts of the ranks: it makes it at the first rendezvous only, and the
+    ranks' addresses stay under the same keys (torch 2.11, `DynamicRendezvousHandler._bootstrap_store_info`)."""
+    restarts = _told("TORCHELASTIC_MAX_RESTARTS", 0)
+    return restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _device_of(device: str, local_rank: int) -> str:
