@@ -22,6 +22,7 @@ from vla_mot.evaluate.dataset_picture import Curve, Strip, draw_curves, draw_str
 from vla_mot.model.config import ModelConfig
 from vla_mot.options import at_least
 from vla_mot.robots.catalog import AUTO
+from vla_mot.robots.dimensions import action_dimensions
 from vla_mot.robots.generic import embodiment_yaml
 
 _COUNTED = 64  # episodes whose statistics scale the page's curves
@@ -195,16 +196,14 @@ def _numbers(source: Source, frame: int, chunk_size: int, action_mode: str) -> C
 
 def _curves(source: Source, drawn: ChunkTrace) -> list[Curve]:
     """One for each action dimension, with the state beneath it that it is a delta of or that has its name."""
-    actions, states = _names(source.embodiment.action), _names(source.embodiment.state)
-    curves, shown = [], set()
-    for i, ((name, unit), delta) in enumerate(zip(actions, source.embodiment.delta_mask, strict=True)):
-        paired = i < len(states) and (delta or states[i][0] == name)
-        state = drawn.state[:, i].numpy() if paired else None
-        shown |= {i} if paired else set()
-        curves.append(
-            Curve(name, unit, drawn.action[:, i].numpy(), state, drawn.chunk[:, i].numpy(), None, delta)
-        )
-    for i, (name, unit) in enumerate(states):
+    actions = action_dimensions(source.embodiment)
+    curves = []
+    for i, at in enumerate(actions):
+        state = None if at.state is None else drawn.state[:, at.state].numpy()
+        chunk = drawn.chunk[:, i].numpy()
+        curves.append(Curve(at.name, at.unit, drawn.action[:, i].numpy(), state, chunk, None, at.delta))
+    shown = {at.state for at in actions}
+    for i, (name, unit) in enumerate(_names(source.embodiment.state)):
         if i not in shown:
             point = float(drawn.normalized_state[i])
             curves.append(Curve(name, unit, None, drawn.state[:, i].numpy(), None, point, False))

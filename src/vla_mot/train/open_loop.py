@@ -8,13 +8,13 @@ Legend: `B` batch, `L` chunk steps, `A`/`D` padded and real action dims, `S` rea
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vla_mot.batch import Batch
+from vla_mot.robots.dimensions import action_dimensions
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.processor import Processor
 
@@ -38,22 +38,11 @@ def chunk_errors(processor: Processor, batch: Batch, actions: Tensor) -> Tensor:
     return torch.stack([(part * real).sum((0, 1)) for part in parts], dim=1).cpu()
 
 
-def dimensions(embodiment: Embodiment) -> list[tuple[str, str]]:
-    """(name, unit) of every action dimension; names that occur twice carry their feature's key."""
-    fields = embodiment.action
-    often = Counter(name for field in fields for name in field.names)
-    return [
-        (name if often[name] == 1 else f"{field.key}.{name}", unit)
-        for field in fields
-        for name, unit in zip(field.names, field.units, strict=True)
-    ]
-
-
 def error_numbers(embodiments: Sequence[Embodiment], sums: Sequence[Tensor]) -> dict[str, float]:
     """The means that `(D, 5)` sums of every robot say; what was not scored is left out."""
     found: dict[str, float] = {}
     for embodiment, table in zip(embodiments, sums, strict=True):
-        named = dimensions(embodiment)
+        named = [(dimension.name, dimension.unit) for dimension in action_dimensions(embodiment)]
         for unit in dict.fromkeys(unit for _, unit in named):
             rows = [row for row, (_, own) in enumerate(named) if own == unit]
             found |= _means(f"/{embodiment.name} ({unit})", *table[rows].sum(0)[[0, 1, 4]].tolist())
