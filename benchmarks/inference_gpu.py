@@ -16,16 +16,14 @@ import sys
 from pathlib import Path
 
 import torch
-from acting.calls import DEFAULTS, Plan, measure, release
+from acting.calls import DEFAULTS, Plan, measure_beside_floor, release
 from acting.curves import curves, draw
-from acting.floor import Rates, copy_rate, show_floor, show_work, work_of
+from acting.floor import show_work, work_of
 from acting.pi0 import pi0_seconds, why_not
 from acting.tables import show_calls
 from acting.trial import DTYPES
-from acting.variants import LEGEND, named
+from acting.variants import named
 from common import describe_machine, parse_arguments, some_of
-
-from vla_mot.train.pace import matmul_ceiling
 
 PARTS = "calls,curves,pi0"
 
@@ -52,11 +50,7 @@ def main() -> None:
     print(describe_machine(plan.device), flush=True)
     model = plan.model()
     if "calls" in parts:
-        calls, stages = measure(plan, model)
-        print(f"\n{LEGEND}")
-        rates = Rates(matmul_ceiling(plan.device, plan.dtype), copy_rate(plan.device))
-        print(f"\nmatrix product {rates.flops / 1e12:.1f} TFLOP/s, copy {rates.bytes / 1e9:.0f} GB/s")
-        show_floor(work_of(plan.size, DTYPES[plan.dtype], plan.setting, plan.foresight), rates, stages, calls)
+        measure_beside_floor(plan, model)
     if "curves" in parts:
         model.cast(DTYPES[plan.dtype])
         found = curves(

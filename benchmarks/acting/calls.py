@@ -9,12 +9,14 @@ import torch
 from baseline.sizes import build
 
 from acting.equal import answered, difference, prove
+from acting.floor import Rates, copy_rate, show_floor, work_of
 from acting.scene import Setting, scene
 from acting.tables import show_calls, show_stages
 from acting.timing import race, stages
 from acting.trial import DTYPES, Setup, weighed
-from acting.variants import Variant, around, named
+from acting.variants import LEGEND, Variant, around, named
 from vla_mot.model.model import VlaMotModel
+from vla_mot.train.pace import matmul_ceiling
 
 DEFAULTS: dict[str, Any] = {
     "views": 3,
@@ -66,6 +68,15 @@ def describe(plan: Plan, model: VlaMotModel) -> str:
 
 
 Seconds = Mapping[str, list[float]]
+
+
+def measure_beside_floor(plan: Plan, model: VlaMotModel) -> None:
+    """`measure`, and print what this device needs at the least for the same."""
+    calls, parts = measure(plan, model)
+    print(f"\n{LEGEND}")
+    rates = Rates(matmul_ceiling(plan.device, plan.dtype), copy_rate(plan.device))
+    print(f"\nmatrix product {rates.flops / 1e12:.3g} TFLOP/s, copy {rates.bytes / 1e9:.3g} GB/s")
+    show_floor(work_of(plan.size, DTYPES[plan.dtype], plan.setting, plan.foresight), rates, parts, calls)
 
 
 def measure(plan: Plan, model: VlaMotModel) -> tuple[Seconds, Mapping[str, Seconds]]:
