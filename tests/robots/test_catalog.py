@@ -157,7 +157,7 @@ def test_the_generic_embodiment_is_asked_for_by_name():
 def test_the_page_about_robots_tells_what_is_there(repository):
     """Every packaged robot with its aliases and widths, and an example that loads."""
     page = (repository / "docs" / "robots.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (example,) = re.findall(r"```yaml[^\n]*\n(.*?)```", page, flags=re.DOTALL)
     assert Embodiment.from_dict(yaml.safe_load(example)).delta_mask == (True, True, False)
     rows = {row.split("|")[1]: row for row in page.splitlines() if row.startswith("| `")}
     for robot in known_embodiments():
