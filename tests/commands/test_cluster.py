@@ -24,7 +24,7 @@ SMALL = (
     f"train.steps={STEPS} train.batch_size=8 train.warmup_steps=1 train.log_every=1 train.val_every=1000 "
     "train.save_every=1000 train.val_samples=8 train.action_draws=1"
 )
-INSTALL = 'pip install ".[lerobot,slurm]"     # in a checkout\n'
+INSTALL = 'pip install ".[lerobot,slurm]" ./packages/lerobot_policy_vla_mot   # in a checkout\n'
 
 
 class Page:
