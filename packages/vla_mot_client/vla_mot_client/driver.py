@@ -78,7 +78,7 @@ def _served(robots: Mapping[str, Any], robot: str | None) -> Mapping[str, Any]:
     """What the server told of the robot that is driven."""
     if robot is None and len(robots) == 1:
         return next(iter(robots.values()))
-    if robot not in robots:
+    if robot is None or robot not in robots:
         raise ValueError(
             f"the server drives {', '.join(robots)}; say robot=… with one of them, got {robot!r}."
         )
