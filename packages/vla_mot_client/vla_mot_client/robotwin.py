@@ -82,12 +82,12 @@ def get_model(usr_args: Mapping[str, Any]) -> RoboTwinPolicy:
 def eval(TASK_ENV: Any, model: RoboTwinPolicy, observation: Mapping[str, Any]) -> None:
     """Execute what is executed of one chunk. RoboTwin calls it until the episode succeeded or its steps are over."""
     task = TASK_ENV.get_instruction()
-    for number in range(model.driver.execute):
-        if number:
-            observation = (
-                TASK_ENV.get_obs() if model.driver.looks else None
-            )  # rendering costs most of the time
-        TASK_ENV.take_action(model.act(observation, task))
+    seen: Mapping[str, Any] | None = observation
+    for _ in range(model.driver.execute):
+        if seen is None and model.driver.looks:  # rendering costs most of the time
+            seen = TASK_ENV.get_obs()
+        TASK_ENV.take_action(model.act(seen, task))
+        seen = None
         if getattr(TASK_ENV, "eval_success", False):
             return
 
