@@ -79,7 +79,7 @@ def test_the_presets_have_as_many_weights_as_the_released_models(
     foresight = content(repository, "foresight/cosmos")
     for options in (understanding, foresight):
         del options["weights"]
-    del foresight["offset_frames"], foresight["offset_seconds"]
+    del foresight["offset_frames"], foresight["offset_seconds"], foresight["history"]
     model = on_meta(ModelConfig.from_dict({**sizes, "backbone": understanding, "foresight": foresight}))
     assert all(x.is_meta for x in (*model.parameters(), *model.buffers()))
     biases = ".vision_tower.encoder.layer"  # of queries, keys and values: the released 2B dropped them

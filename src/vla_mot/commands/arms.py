@@ -162,5 +162,6 @@ def untrained(policy: Policy) -> Policy:
     """The same model with fresh random weights (seed 0); the foresight tokenizer is frozen, so it stays."""
     torch.manual_seed(0)
     model = VlaMotModel(policy.spec.model)
-    model.tokenizer.load_state_dict(policy.model.tokenizer.state_dict())
+    if model.tokenizer is not None:
+        model.tokenizer.load_state_dict(policy.model.required_tokenizer().state_dict())
     return Policy(model.to(policy.device), policy.spec, policy.robot)

@@ -47,8 +47,10 @@ class Opened:
 def open_data(policy: Policy, data: ForesightData) -> Opened:
     """Do what can fail: open the dataset and decode its frames.
 
-    Raises DatasetError when the dataset is missing or does not fit the policy's embodiment.
+    Raises DatasetError when the dataset is missing or does not fit the policy's embodiment, ConfigError when the policy
+    foresees nothing.
     """
+    policy.model.required_tokenizer()
     source = Source.open(data.root, policy.robot.embodiment)
     model = policy.spec.model
     pictures = open_frames(source, model.view_size, FramesConfig(folder=data.cache))

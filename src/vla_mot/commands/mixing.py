@@ -202,10 +202,12 @@ class Data:
     def _durations(self, config: TrainingConfig, offset: int, fps: float) -> str:
         """In frames and in seconds, at a rate."""
         chunk, rate = config.model.chunk_size, "" if len(self.mixture.entries) == 1 else f" at {fps:g} fps"
-        return (
-            f"history and foresight  {offset} frames = {offset / fps:g} s{rate}; chunk {chunk} steps = "
-            f"{chunk / fps:g} s, {config.sampler.n_action_steps} of them executed"
-        )
+        seen = f"history and foresight  {offset} frames = {offset / fps:g} s{rate}"
+        if config.model.generation is None:
+            seen = f"no generation expert: neither history nor foresight{rate}"
+        elif config.model.history == "present":
+            seen += ", history replaced by the present"
+        return f"{seen}; chunk {chunk} steps = {chunk / fps:g} s, {config.sampler.n_action_steps} of them executed"
 
     def _processors(self, tokenize: Tokenize) -> dict[str, Processor]:
         """Of every robot, all with as many camera slots as the robot that has most, so that shapes stay."""
@@ -326,7 +328,7 @@ def encoded(data: Data, config: TrainingConfig, model: VlaMotModel, device: str)
     folder = None if config.data.cache is None else config.data.cache / "latents"
     latents = LatentsConfig(_tokenizer_key(model), config.data.latents, folder, config.data.cache_limit_gib)
     found = replace(data, recipe=replace(data.recipe, latents=latents))
-    model.tokenizer.to(device)
+    model.required_tokenizer().to(device)
 
     def encode(pictures: Tensor) -> Tensor:
         return model.encode_frames(pictures.to(device)[:, None, None])[:, 0, 0]
@@ -344,9 +346,9 @@ def encoded(data: Data, config: TrainingConfig, model: VlaMotModel, device: str)
 def _tokenizer_key(model: VlaMotModel) -> str:
     """Hash of the foresight tokenizer's configuration and weights."""
     digest = hashlib.blake2b(
-        json.dumps(dict(model.config.foresight), sort_keys=True).encode(), digest_size=16
+        json.dumps(dict(model.config.foresight or {}), sort_keys=True).encode(), digest_size=16
     )
-    for name, tensor in sorted(model.tokenizer.state_dict().items()):
+    for name, tensor in sorted(model.required_tokenizer().state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -54,16 +54,19 @@ def prepare_weights(
         if changed := open_checkpoint(init_from).load_into(model):
             console.print(f"init_from  trained otherwise until now: {', '.join(changed)}")
         return
-    if model.tokenizer.pretrained and start.foresight is None:
+    tokenizer, family = model.tokenizer, (model.config.foresight or {}).get("type")
+    if tokenizer is not None and tokenizer.pretrained and start.foresight is None:
         raise ConfigError(
-            f"foresight tokenizer {model.config.foresight['type']!r} means nothing with random weights: give "
+            f"foresight tokenizer {family!r} means nothing with random weights: give "
             "foresight.weights=<folder or file>, or start from a policy with init_from=…."
         )
     if start.backbone is not None:
         load_backbone(model, fetch(start.backbone))
+    if tokenizer is None:
+        return
     if start.foresight is not None:
-        load_tokenizer(model.tokenizer, start.foresight)
-    if model.tokenizer.fits:
+        load_tokenizer(tokenizer, start.foresight)
+    if tokenizer.fits:
         model.fit_tokenizer(data.some_frames(_FIT_FRAMES))
 
 

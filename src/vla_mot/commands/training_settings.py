@@ -110,10 +110,16 @@ def training_config(config: Mapping[str, Any]) -> TrainingConfig:
     require_peft(train.experts)
     if train.optimizer == "adamw8bit":
         require_bitsandbytes()
+    model, data = model_config(config, embodiment), section(DataConfig, "data", config["data"])
+    if data.latents is not None and model.generation is None:
+        raise ConfigError(
+            f"data.latents={data.latents} caches what a foresight tokenizer encodes, which a model without generation "
+            "expert does not have; set data.latents=null."
+        )
     return TrainingConfig(
-        model=model_config(config, embodiment),
+        model=model,
         embodiment=embodiment,
-        data=section(DataConfig, "data", config["data"]),
+        data=data,
         train=train,
         sampler=section(SamplerConfig, "sampler", config["sampler"]),
         start=StartConfig(
@@ -127,11 +133,13 @@ def model_config(config: Mapping[str, Any], embodiment: Embodiment | None) -> Mo
     """Join the groups model, backbone and foresight.
 
     m is stated in frames, or in seconds, which become the frames of the one embodiment that is named; of several robots
-    each counts its own.
+    each counts its own. Where nothing is foreseen (`foresight=none`) there is no m.
     """
     foresight, backbone = dict(config["foresight"]), dict(config["backbone"])
     for part in (foresight, backbone):
         part.pop("weights", None)  # where training starts is no part of the architecture: see `StartConfig`
+    if foresight == {"type": None}:
+        return section(ModelConfig, "model", {**config["model"], "backbone": backbone, "foresight": None})
     frames = fit(int | None, "foresight.offset_frames", foresight.pop("offset_frames", None))
     seconds = fit(float | None, "foresight.offset_seconds", foresight.pop("offset_seconds", None))
     try:
@@ -140,7 +148,8 @@ def model_config(config: Mapping[str, Any], embodiment: Embodiment | None) -> Mo
         raise ConfigError(
             f"{error} Set foresight.offset_frames or foresight.offset_seconds, and the other one to null."
         ) from error
-    parts = {"backbone": backbone, "foresight": foresight, **offset}
+    history = {key: foresight.pop(key) for key in ("history",) if key in foresight}
+    parts = {"backbone": backbone, "foresight": foresight, **offset, **history}
     return section(ModelConfig, "model", {**config["model"], **parts})
 
 

@@ -73,7 +73,8 @@ def score_foresight(
     offset_frames: m of the robot, which the report says; None: the model's.
     threshold: movement of a latent cell, in the units of the latents (those of the DCT tokenizer have deviation 1).
     num_examples: episodes of which the sample with most movement is kept as pictures, in order of appearance.
-    seed: of the bootstrap. Raises ValueError when nothing moves in any sample.
+    seed: of the bootstrap. Raises ValueError when nothing moves in any sample, ConfigError for a model that foresees
+    nothing.
     """
     sums = _Sums(len(view_names))
     album = _Album(view_names, num_examples)
@@ -102,16 +103,22 @@ def _device(model: VlaMotModel) -> torch.device:
 
 
 def _predictions(model: VlaMotModel, batch: Batch, mean_latents: Tensor) -> dict[str, Tensor]:
-    """Method (and `truth`) → latents `(B, V, C, h, w)`."""
+    """Method (and `truth`) → latents `(B, V, C, h, w)`. Raises ConfigError for a model that foresees nothing."""
     observation = batch.observation
     present = model.encode_frames(observation.images[:, :, 1:]).squeeze(2)
     return {
         "truth": model.encode_frames(batch.future.unsqueeze(2)).squeeze(2),
-        "foresight": model.prefill(observation).foresight,
-        "no_history": model.prefill(without_history(observation)).foresight,
+        "foresight": _foreseen(model, observation),
+        "no_history": _foreseen(model, without_history(observation)),
         "copy_last": present,
         "training_mean": mean_latents.to(present).expand_as(present),
     }
+
+
+def _foreseen(model: VlaMotModel, observation: Observation) -> Tensor:
+    foreseen = model.prefill(observation).foresight
+    assert foreseen is not None, "whoever encodes frames has a generation expert"
+    return foreseen
 
 
 def without_history(observation: Observation) -> Observation:
@@ -140,7 +147,7 @@ def _picture_errors(model: VlaMotModel, batch: Batch, latents: dict[str, Tensor]
 def true_pictures(model: VlaMotModel, frames: Tensor) -> Tensor:
     """Frames `(B, V, 3, H, W)` in [0, 1] at the size that the tokenizer decodes to."""
     unit = to_unit(frames)
-    size = model.tokenizer.image_size
+    size = model.required_tokenizer().image_size
     if unit.shape[-2:] == size:
         return unit
     flat = F.interpolate(unit.flatten(0, 1), size=size, mode="bilinear", align_corners=False)

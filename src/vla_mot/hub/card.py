@@ -135,8 +135,8 @@ def model_card(facts: CardFacts) -> str:
 def _head(facts: CardFacts) -> str:
     return (
         f"# {facts.title}\n\n"
-        "A vision-language-action policy for vla_mot: an understanding, a visual-foresight and an action "
-        "expert that share one attention stack (a Mixture of Transformers)."
+        "A vision-language-action policy for vla_mot, whose experts share one attention stack (a Mixture of "
+        "Transformers): understanding, visual foresight where there is one, and action."
     )
 
 

@@ -14,7 +14,7 @@ from vla_mot.options import section
 
 # What a model may be trained on with, since training changes what it is about: said, not refused.
 _MAY_CHANGE = (
-    "num_views", "view_size", "offset_frames", "offset_seconds", "chunk_size", "mask_padding", "positions",
+    "num_views", "view_size", "offset_frames", "offset_seconds", "history", "chunk_size", "mask_padding", "positions",
     "action_loss", "noise_level", "backbone.text_length", "backbone.tokenizer", "backbone.pad_token_id",
     "backbone.image_size", "foresight.image_size", "foresight.dtype",
 )  # fmt: skip
@@ -77,7 +77,7 @@ def _options(config: ModelConfig, model: VlaMotModel) -> dict[str, Any]:
     """Every option of a model, with the defaults of its families where they are the same as the model's."""
     whole = dict(config.to_dict())
     for part, built in (("backbone", model.understanding), ("foresight", model.tokenizer)):
-        told, kind = dict(whole[part]), model.config.to_dict()[part].get("type")
+        told, kind = dict(whole[part] or {}), (model.config.to_dict()[part] or {}).get("type")
         own = getattr(built, "config", None)
         if own is not None and told.get("type") == kind:
             rest = {name: value for name, value in told.items() if name != "type"}

@@ -8,6 +8,7 @@ from vla_mot.hub.card import lasting
 from vla_mot.hub.conventions import flat
 from vla_mot.hub.spec import SamplerConfig
 from vla_mot.model.config import ModelConfig
+from vla_mot.nn.expert import ExpertConfig
 from vla_mot.robots.embodiment import Field
 
 # Options that no shape shows and that are no size: what they are decides what the weights mean.
@@ -27,10 +28,14 @@ def architecture(model: ModelConfig) -> dict[str, str]:
     return {
         "backbone": f"{model.backbone['type']}, hidden {model.backbone.get('hidden_size', 'default')}",
         "computed": departures(model.backbone),
-        "experts": f"generation {model.generation.hidden_size}, action {model.action.hidden_size}",
+        "experts": f"generation {_width(model.generation)}, action {_width(model.action)}",
         "views": f"{model.num_views} slots of {model.view_size[1]}×{model.view_size[0]} pixels",
         "conventions": ", ".join(f"{name}: {value}" for name, value in habits.items()),
     }
+
+
+def _width(expert: ExpertConfig | None) -> str:
+    return "none" if expert is None else str(expert.hidden_size)
 
 
 def departures(backbone: Mapping[str, Any]) -> str:
@@ -57,11 +62,14 @@ def _value(value: Any) -> str:
 
 def foresight(model: ModelConfig, fps: float | None) -> str:
     """How far history and foresight lie from the present, and what they are pictures of."""
+    if model.foresight is None:
+        return "none, and no history: there is no generation expert"
     if model.offset_seconds is not None:
         distance = f"{model.offset_seconds:g} s"
     else:
         distance = lasting(model.offset_frames, "frames", fps)
-    return f"{distance} back and ahead, tokenizer {model.foresight['type']}"
+    replaced = "; history replaced by the present" if model.history == "present" else ""
+    return f"{distance} back and ahead, tokenizer {model.foresight['type']}{replaced}"
 
 
 def sampling(sampler: SamplerConfig) -> str:

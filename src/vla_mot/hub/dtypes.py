@@ -39,7 +39,7 @@ def expected_dtypes(spec: PolicySpec, found: Mapping[str, torch.dtype]) -> dict[
     floating = {name: dtype for name, dtype in found.items() if dtype.is_floating_point}
     wanted = dict(found)
     rest = [name for name in floating if not name.startswith(_TOKENIZER)]
-    own_dtype = getattr(torch, str(spec.model.foresight.get("dtype", "float32")))
+    own_dtype = getattr(torch, str((spec.model.foresight or {}).get("dtype", "float32")))
     wanted |= dict.fromkeys(floating.keys() - set(rest), own_dtype)
     if spec.dtype != "mixed":
         own = getattr(torch, spec.dtype)

@@ -5,8 +5,8 @@ other statistics, a library that resizes differently) is found before a robot mo
 
 Per robot, under the prefix `<embodiment>/<action mode>:` (`observation:` for a policy without robots), for one sample:
 images `(V, 2, 3, h, w)` uint8 and state `(S,)` as the robot would give them, instruction (UTF-8 bytes), noise `(L, A)`,
-and the answers: actions `(L, D)` in physical units (normalized `(L, A)` without a robot) and foresight
-`(V, C, h', w')`, float32.
+and the answers: actions `(L, D)` in physical units (normalized `(L, A)` without a robot) and, of a model that foresees,
+foresight `(V, C, h', w')`, float32.
 """
 
 from collections.abc import Mapping
@@ -29,16 +29,16 @@ _SIZE, _GRID = (
     (6, 8),
 )  # pixels of the made-up pictures, and of the noise that they are blown up from
 _STREAM = 11
-_PARTS = ("images", "state", "instruction", "noise", "actions", "foresight")
+_GIVEN = ("images", "state", "instruction", "noise")
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """Largest absolute difference of a replay: actions in normalized units, foresight in latent units."""
+    """Largest absolute difference of a replay: actions in normalized units, foresight, if any, in latent units."""
 
     robot: str
     actions: float
-    foresight: float
+    foresight: float | None
 
 
 def record_golden(policy: Policy) -> dict[str, Tensor]:
@@ -46,8 +46,7 @@ def record_golden(policy: Policy) -> dict[str, Tensor]:
     recorded: dict[str, Tensor] = {}
     for name, bound in _bound(policy).items():
         given = _made_up(bound)
-        actions, foresight = _answer(bound, given)
-        parts = given | {"actions": actions, "foresight": foresight}
+        parts = given | _answer(bound, given)
         recorded |= {f"{name}:{part}": value.cpu() for part, value in parts.items()}
     return recorded
 
@@ -55,7 +54,8 @@ def record_golden(policy: Policy) -> dict[str, Tensor]:
 def replay_golden(policy: Policy, golden: Mapping[str, Tensor]) -> list[Deviation]:
     """Ask the policy again. Raises CheckpointError when the recording is of other robots or incomplete."""
     robots = _bound(policy)
-    expected = {f"{name}:{part}" for name in robots for part in _PARTS}
+    answers = ("actions",) if policy.model.generation is None else ("actions", "foresight")
+    expected = {f"{name}:{part}" for name in robots for part in (*_GIVEN, *answers)}
     if expected != golden.keys():
         odd = sorted(expected ^ golden.keys())
         raise CheckpointError(
@@ -63,12 +63,10 @@ def replay_golden(policy: Policy, golden: Mapping[str, Tensor]) -> list[Deviatio
         )
     found = []
     for name, bound in robots.items():
-        recorded = {part: golden[f"{name}:{part}"] for part in _PARTS}
-        actions, foresight = _answer(bound, recorded)
-        moved = _difference(actions, recorded["actions"]) / _action_scale(bound)
-        found.append(
-            Deviation(name, float(moved.max()), float(_difference(foresight, recorded["foresight"]).max()))
-        )
+        answered = _answer(bound, {part: golden[f"{name}:{part}"] for part in _GIVEN})
+        gaps = {part: _difference(ours, golden[f"{name}:{part}"]) for part, ours in answered.items()}
+        moved, foreseen = gaps["actions"] / _action_scale(bound), gaps.get("foresight")
+        found.append(Deviation(name, float(moved.max()), None if foreseen is None else float(foreseen.max())))
     return found
 
 
@@ -102,8 +100,8 @@ def _random(stream: int, *shape: int) -> Tensor:
 
 
 @torch.no_grad()
-def _answer(policy: Policy, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Actions `(L, D)` and foresight `(V, C, h, w)` of one sample, float32 on the CPU."""
+def _answer(policy: Policy, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Actions `(L, D)` and, of a model that foresees, foresight `(V, C, h, w)` of one sample, float32 on the CPU."""
     device, instruction = policy.device, bytes(given["instruction"].tolist()).decode()
     # Answers are recorded to pictures that were rounded after resizing, as a cache of training frames rounds them.
     images = resize_with_pad(given["images"].to(device), *policy.spec.model.view_size)
@@ -114,7 +112,6 @@ def _answer(policy: Policy, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
         named = {key: images[place][None] for place, (_, key) in enumerate(cameras)}
         chunk = Policy(policy.model, policy.spec, policy.robot).predict(named, state, [instruction], noise)
         actions, foresight = chunk.actions, chunk.foresight
-        assert foresight is not None, "without an engine there is always a foresight"
     else:
         config = policy.spec.model
         actions, foresight = policy.model.sample(
@@ -123,7 +120,8 @@ def _answer(policy: Policy, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
             policy.spec.sampler.num_steps,
             config.max_action_dim,
         )
-    return actions[0].float().cpu(), foresight[0].float().cpu()
+    answers = {"actions": actions} | ({} if foresight is None else {"foresight": foresight})
+    return {name: answer[0].float().cpu() for name, answer in answers.items()}
 
 
 def _action_scale(policy: Policy) -> Tensor:

@@ -20,10 +20,14 @@ class ModelConfig:
     """A model's architecture and the conventions that its weights were trained with.
 
     backbone, foresight: `{"type": family, …}`, see `vla_mot.backbones` and `vla_mot.foresight`.
-    generation, action: widths of these experts; layers, heads and head dim follow the backbone.
+    generation, action: widths of these experts; layers, heads and head dim follow the backbone. Without a generation
+        expert (None, and then `foresight` is None too) the model sees no history and foresees nothing: the segment is
+        absent from the sequence, from the stack and from the losses.
     num_views: camera slots V. view_size: (height, width) in pixels after `resize_with_pad`.
     offset_frames: m; history is frame t − m and foresight frame t + m, in frames of the embodiment.
     offset_seconds: m in seconds instead, so that robots of other rates count other frames; None: offset_frames counts.
+    history: what the generation expert sees beside the present: frame t − m (`past`), or frame t once more (`present`),
+        in training and in acting alike, to measure what history is worth.
     foresight_stride: latent rows and columns per generation token.
     chunk_size: L. max_state_dim, max_action_dim: padded widths S and A.
     min_period, max_period: of the noise-level embedding.
@@ -36,8 +40,8 @@ class ModelConfig:
     """
 
     backbone: Mapping[str, Any]
-    foresight: Mapping[str, Any]
-    generation: ExpertConfig
+    foresight: Mapping[str, Any] | None
+    generation: ExpertConfig | None
     action: ExpertConfig
     num_views: int = 3
     view_size: tuple[int, int] = (224, 224)
@@ -53,6 +57,7 @@ class ModelConfig:
     action_loss: Literal["real", "padded"] = "real"
     noise_level: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
     offset_seconds: float | None = None
+    history: Literal["past", "present"] = "past"
 
     def __post_init__(self) -> None:
         counts = (
@@ -64,7 +69,14 @@ class ModelConfig:
             "max_action_dim",
         )
         at_least(1, {f"model.{name}": getattr(self, name) for name in counts})
-        for name, expert in (("generation", self.generation), ("action", self.action)):
+        if (self.generation is None) != (self.foresight is None):
+            raise ConfigError(
+                "the generation expert reads and foresees what the foresight tokenizer encodes, so a model has both or "
+                f"neither: generation is {self.generation}, foresight is {self.foresight}. Set model.generation=null "
+                "and foresight=none, or leave both."
+            )
+        experts = {"generation": self.generation, "action": self.action}
+        for name, expert in ((name, expert) for name, expert in experts.items() if expert is not None):
             at_least(1, {f"model.{name}.{key}": value for key, value in asdict(expert).items()})
         within(1, MAX_SIDE, {f"model.view_size[{axis}]": side for axis, side in enumerate(self.view_size)})
         within(1e-9, 1e9, {"model.min_period": self.min_period})

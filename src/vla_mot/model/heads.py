@@ -4,6 +4,8 @@ Legend: `B` batch, `V` views, `T` 2 times (history, present), `C` latent channel
 columns, `r`/`c` token rows and columns (h and w over the stride), `D` expert width, `L` chunk, `A` action dims.
 """
 
+from typing import Literal
+
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
@@ -14,10 +16,21 @@ from vla_mot.flow.matching import noise_level_embedding
 
 
 class GenerationHead(nn.Module):
-    """Latents of t − m and t → tokens in order (view, time, row, column); their outputs → latents of t + m."""
+    """Latents of t − m and t → tokens in order (view, time, row, column); their outputs → latents of t + m.
 
-    def __init__(self, channels: int, latent_size: tuple[int, int], stride: int, width: int) -> None:
+    history: see `ModelConfig`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        latent_size: tuple[int, int],
+        stride: int,
+        width: int,
+        history: Literal["past", "present"] = "past",
+    ) -> None:
         super().__init__()
+        self.history = history
         if any(side % stride for side in latent_size):
             raise ConfigError(
                 f"foresight_stride {stride} must divide the latents' {latent_size}; see conf/model/."
@@ -36,10 +49,17 @@ class GenerationHead(nn.Module):
 
     def embed(self, latents: Tensor) -> Tensor:
         """`(B, V, T, C, h, w)` → `(B, V·T·r·c, D)`, in the weights' dtype."""
+        if self.history == "present":
+            latents = latents[:, :, 1:].expand_as(latents)
         batch, views = latents.shape[:2]
         dtype = self.in_proj.weight.dtype
         tokens = self.downsample(self.in_proj(latents.flatten(0, 2).to(dtype))).to(dtype)
         return rearrange(tokens, "(b v t) d r c -> b (v t r c) d", b=batch, v=views)
+
+    def freeze_outputs(self) -> None:
+        """Keep what only `predict` reads as it is."""
+        for module in (self.upsample, self.norm, self.out_proj):
+            module.requires_grad_(False)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Expert outputs `(B, V·T·r·c, D)` → predicted latents `(B, V, C, h, w)` float32, all in one pass."""

@@ -1,5 +1,7 @@
 """The joint model: `[understanding | generation | state | action]` in one Mixture-of-Transformers stack.
 
+The generation expert may be absent, and with it the foresight tokenizer and everything that the model foresees.
+
 Training runs the whole sequence once (`losses`). Inference runs everything that does not depend on the noise
 once (`prefill`) and then only the action tokens against a read-only cache (`denoise`).
 
@@ -8,7 +10,7 @@ Legend: `B` batch, `V` views, `U`/`G` understanding and generation tokens, `L` c
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, cast
 
@@ -18,9 +20,11 @@ from torch.nn import functional as F
 
 from vla_mot.backbones import Understood, build_backbone
 from vla_mot.batch import Batch, Observation
+from vla_mot.errors import ConfigError
 from vla_mot.flow.matching import interpolate, velocity
 from vla_mot.flow.solvers import Guide, Solver, integrate
 from vla_mot.foresight import build_tokenizer
+from vla_mot.foresight.base import ForesightTokenizer
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.heads import ActionHead, GenerationHead
 from vla_mot.model.precision import cast_weights, keeps_float32
@@ -50,51 +54,53 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Prefix:
-    """What denoising reads: cached keys and values, their layout, the last position `(B,)`, the foresight
-    `(B, V, C, h, w)`."""
+    """What denoising reads: cached keys and values, their layout, the last position `(B,)`; and the foresight
+    `(B, V, C, h, w)`, None without a generation expert."""
 
     kv_cache: KVCache
     layout: TokenLayout
     last_position: Tensor
-    foresight: Tensor
+    foresight: Tensor | None
 
 
 class VlaMotModel(nn.Module):
-    """Understanding, generation and action experts that attend together."""
+    """Understanding, generation and action experts that attend together.
+
+    tokenizer, generation: None in a model without generation expert.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.understanding = build_backbone(config.backbone)
-        self.tokenizer = build_tokenizer(config.foresight).requires_grad_(False)
-        geometry = self.understanding.geometry
-        generation, action = config.generation, config.action
-        self.generation = GenerationHead(
-            self.tokenizer.latent_channels,
-            self.tokenizer.latent_size,
-            config.foresight_stride,
-            generation.hidden_size,
-        )
+        self.tokenizer: ForesightTokenizer | None = None
+        self.generation: GenerationHead | None = None
+        if config.foresight is not None and config.generation is not None:
+            self.tokenizer = build_tokenizer(config.foresight).requires_grad_(False)
+            self.generation = GenerationHead(
+                self.tokenizer.latent_channels,
+                self.tokenizer.latent_size,
+                config.foresight_stride,
+                config.generation.hidden_size,
+                config.history,
+            )
+        geometry, action = self.understanding.geometry, config.action
         self.action = ActionHead(
             config.max_state_dim,
             config.max_action_dim,
             action.hidden_size,
             (config.min_period, config.max_period),
         )
+        own = {"generation": config.generation, "action": action}
+        made = {name: expert for name, expert in own.items() if expert is not None}
         self.stack = JointTransformer(
             geometry,
-            {
-                "understanding": self.understanding.make_layers(),
-                "generation": _layers(geometry, generation),
-                "action": _layers(geometry, action),
-            },
-            {
-                "understanding": self.understanding.make_norm(),
-                "generation": RMSNorm(generation.hidden_size, eps=geometry.rms_norm_eps),
-                "action": RMSNorm(action.hidden_size, eps=geometry.rms_norm_eps),
-            },
+            {"understanding": self.understanding.make_layers()}
+            | {name: _layers(geometry, expert) for name, expert in made.items()},
+            {"understanding": self.understanding.make_norm()}
+            | {name: RMSNorm(e.hidden_size, eps=geometry.rms_norm_eps) for name, e in made.items()},
         )
-        _freeze_unused(self.stack)
+        _freeze_outputs(self.stack, "understanding")
 
     keeps_float32 = staticmethod(keeps_float32)
 
@@ -112,8 +118,29 @@ class VlaMotModel(nn.Module):
         For a model built under `torch.device("meta")`, after `load_state_dict(…, assign=True)`.
         """
         self.understanding.reset_buffers(device)
-        self.tokenizer.reset_buffers(device)
+        if self.tokenizer is not None:
+            self.tokenizer.reset_buffers(device)
         return self
+
+    def freeze_foresight(self) -> None:
+        """Keep the weights that only a foresight loss would train, in place: the head's, and the generation expert's
+        last outputs. Its keys and values go on learning what actions need."""
+        if self.generation is not None:
+            self.generation.freeze_outputs()
+            _freeze_outputs(self.stack, "generation")
+
+    def tokenizer_parameters(self) -> set[nn.Parameter]:
+        """The foresight tokenizer's, which never train."""
+        return set() if self.tokenizer is None else set(self.tokenizer.parameters())
+
+    def required_tokenizer(self) -> ForesightTokenizer:
+        """The foresight tokenizer. Raises ConfigError in a model that has none."""
+        if self.tokenizer is None:
+            raise ConfigError(
+                "the model has no generation expert (model.generation is null) and so no foresight tokenizer: it "
+                "encodes no frames and foresees nothing."
+            )
+        return self.tokenizer
 
     # ---- training -------------------------------------------------------------------------------------------
 
@@ -133,13 +160,15 @@ class VlaMotModel(nn.Module):
 
     def loss_counts(self, batch: Batch, draws: int) -> tuple[Tensor, Tensor]:
         """How many numbers the losses of a batch sum, action and foresight, `(B,)` each: known before they are."""
-        size = self.tokenizer.latent_channels * math.prod(self.tokenizer.latent_size)
+        size, tokenizer = 0, self.tokenizer
+        if tokenizer is not None:
+            size = tokenizer.latent_channels * math.prod(tokenizer.latent_size)
         return (
             self._counted(batch).flatten(1).sum(1).float() * draws,
             batch.future_mask.sum(1).float() * size,
         )
 
-    def _joint(self, batch: Batch, noise: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
+    def _joint(self, batch: Batch, noise: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor | None]:
         """Velocity `(B, K, L, A)` and foresight `(B, V, C, h, w)` from one pass over the whole sequence."""
         observation, draws = batch.observation, noise.shape[1]
         x = interpolate(
@@ -155,23 +184,37 @@ class VlaMotModel(nn.Module):
         tokens.append(
             "action", self._action_tokens(x, noise_level), layout, self.action_positions(last, draws)
         )
-        states, _ = self._run(tokens, tokens.layout, outputs=("generation", "action"), keep_cache=False)
+        states, _ = self._run(tokens, tokens.layout, outputs=(*self._foreseeing, "action"), keep_cache=False)
         outputs = states["action"][:, 1:].unflatten(1, (draws, self.config.chunk_size))
-        return self.action.predict(outputs), self.generation.predict(states["generation"])
+        return self.action.predict(outputs), self._foreseen(states)
 
-    def _sum_losses(self, batch: Batch, predicted: Tensor, target: Tensor, latents: Tensor) -> Losses:
+    @property
+    def _foreseeing(self) -> tuple[str, ...]:
+        """The expert whose outputs are the foresight, if there is one."""
+        return () if self.generation is None else ("generation",)
+
+    def _foreseen(self, states: Mapping[str, Tensor]) -> Tensor | None:
+        return None if self.generation is None else self.generation.predict(states["generation"])
+
+    def _sum_losses(self, batch: Batch, predicted: Tensor, target: Tensor, latents: Tensor | None) -> Losses:
         error = (predicted.float() - target.float()).square() * self._counted(batch).unsqueeze(1)
-        true_latents = batch.future_latents
-        if true_latents is None:
-            true_latents = self.encode_frames(batch.future.unsqueeze(2)).squeeze(2)
-        miss = (latents.float() - true_latents.float()).square().flatten(2)
         action_count, foresight_count = self.loss_counts(batch, draws=error.shape[1])
         return Losses(
             action_sum=error.flatten(1).sum(1),
             action_count=action_count,
-            foresight_sum=(miss.sum(2) * batch.future_mask).sum(1),
+            foresight_sum=torch.zeros_like(foresight_count)
+            if latents is None
+            else self._missed(batch, latents),
             foresight_count=foresight_count,
         )
+
+    def _missed(self, batch: Batch, latents: Tensor) -> Tensor:
+        """Squared errors of the foresight, summed over real views with a real future, `(B,)`."""
+        true_latents = batch.future_latents
+        if true_latents is None:
+            true_latents = self.encode_frames(batch.future.unsqueeze(2)).squeeze(2)
+        miss = (latents.float() - true_latents.float()).square().flatten(2)
+        return (miss.sum(2) * batch.future_mask).sum(1)
 
     def _counted(self, batch: Batch) -> Tensor:
         """`(B, L, A)` bool: which numbers the action loss is over."""
@@ -186,8 +229,8 @@ class VlaMotModel(nn.Module):
         """Run understanding, generation and state tokens once."""
         tokens = self.prefix_tokens(observation, sampling=True)
         layout = tokens.layout
-        states, cache = self._run(tokens, layout, outputs=("generation",))
-        return Prefix(cache, layout, tokens.last_position, self.generation.predict(states["generation"]))
+        states, cache = self._run(tokens, layout, outputs=self._foreseeing)
+        return Prefix(cache, layout, tokens.last_position, self._foreseen(states))
 
     def denoise(self, prefix: Prefix, x: Tensor, noise_level: Tensor) -> Tensor:
         """Velocity `(B, L, A)` float32 of noisy actions `(B, L, A)` at levels `(B,)`, against a cached prefix."""
@@ -209,8 +252,9 @@ class VlaMotModel(nn.Module):
         *,
         solver: Solver = "euler",
         guide: Guide | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Sample normalized actions `(B, L, A)` float32 from `(B, L, A)` noise; also returns the foresight latents.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sample normalized actions `(B, L, A)` float32 from `(B, L, A)` noise; also returns the foresight latents,
+        None without a generation expert.
 
         action_dim: real action dimensions; the padded ones stay zero when `mask_padding` is set.
         guide: bends the velocity on its way (`vla_mot.flow.solvers`).
@@ -230,10 +274,14 @@ class VlaMotModel(nn.Module):
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """`(B, V, T, 3, H, W)` uint8 or float in [0, 1] → latents `(B, V, T, C, h, w)`, without gradient."""
+        """`(B, V, T, 3, H, W)` uint8 or float in [0, 1] → latents `(B, V, T, C, h, w)`, without gradient.
+
+        Raises ConfigError without a generation expert, as do the three below.
+        """
+        tokenizer = self.required_tokenizer()
         with without_autocast(frames.device):  # a tokenizer has its own dtype
             pictures = self._tokenizer_pictures(frames.flatten(0, 2))
-            return self.tokenizer.encode(pictures).unflatten(0, frames.shape[:3])
+            return tokenizer.encode(pictures).unflatten(0, frames.shape[:3])
 
     @torch.no_grad()
     def fit_tokenizer(self, frames: Tensor) -> None:
@@ -242,11 +290,11 @@ class VlaMotModel(nn.Module):
         Raises ConfigError when nothing can be fitted on them.
         """
         with without_autocast(frames.device):
-            self.tokenizer.fit(self._tokenizer_pictures(frames))
+            self.required_tokenizer().fit(self._tokenizer_pictures(frames))
 
     def _tokenizer_pictures(self, frames: Tensor) -> Tensor:
         """`(N, 3, H, W)` uint8 or float in [0, 1] → the same in [−1, 1], at the tokenizer's size."""
-        unit, size = to_unit(frames), self.tokenizer.image_size
+        unit, size = to_unit(frames), self.required_tokenizer().image_size
         if unit.shape[-2:] != size:
             unit = F.interpolate(unit, size=size, mode="bilinear", align_corners=False)
         return unit * 2 - 1
@@ -254,31 +302,36 @@ class VlaMotModel(nn.Module):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents `(B, V, C, h, w)` → pictures `(B, V, 3, H, W)` in [0, 1]."""
         with without_autocast(latents.device):
-            pictures = self.tokenizer.decode(latents.flatten(0, 1))
+            pictures = self.required_tokenizer().decode(latents.flatten(0, 1))
         return ((pictures + 1) / 2).clamp(0, 1).unflatten(0, latents.shape[:2])
 
     def prefix_tokens(self, observation: Observation, *, sampling: bool = False) -> Tokens:
-        """The understanding, generation and state tokens, in that order: embeddings, layouts and positions."""
+        """The understanding, generation and state tokens, in that order: embeddings, layouts and positions.
+
+        Without a generation expert the state follows the understanding.
+        """
         seen = self._understand(observation)
-        latents = observation.latents
-        latents = self.encode_frames(observation.images) if latents is None else latents.float()
-        generation = self.generation.embed(latents)
-        state = self.action.embed_state(observation.state)
-        present = observation.view_mask.repeat_interleave(self.generation.tokens_per_view, dim=1)
-        one = torch.ones_like(observation.view_mask[:, :1])
-        layouts = [
-            TokenLayout.of(UNDERSTANDING, seen.valid, causal=self.understanding.causal),
-            TokenLayout.of(GENERATION, present),
-            TokenLayout.of(STATE, one),
-        ]
+        tokens = Tokens(
+            {"understanding": seen.embeddings},
+            [TokenLayout.of(UNDERSTANDING, seen.valid, causal=self.understanding.causal)],
+            [seen.positions],
+            {"understanding": seen.deepstack},
+        )
         last = seen.positions.amax(0).masked_fill(~seen.valid, -1).amax(1, keepdim=True)  # (B, 1)
-        everyone = sampling and self.config.positions == "released"
-        counted = torch.ones_like(present) if everyone else present
-        later = last + torch.cat((counted, one), dim=1).long().cumsum(1)
         axes = seen.positions.shape[0]
-        spread = later.expand(axes, -1, -1).split([present.shape[1], 1], dim=2)
-        hidden = {"understanding": seen.embeddings, "generation": generation, "action": state}
-        return Tokens(hidden, layouts, [seen.positions, *spread], {"understanding": seen.deepstack})
+        if self.generation is not None:
+            latents = observation.latents
+            latents = self.encode_frames(observation.images) if latents is None else latents.float()
+            present = observation.view_mask.repeat_interleave(self.generation.tokens_per_view, dim=1)
+            everyone = sampling and self.config.positions == "released"
+            where = last + (torch.ones_like(present) if everyone else present).long().cumsum(1)
+            layout = TokenLayout.of(GENERATION, present)
+            tokens.append("generation", self.generation.embed(latents), layout, where.expand(axes, -1, -1))
+            last = where[:, -1:]
+        one = torch.ones_like(observation.view_mask[:, :1])
+        state = self.action.embed_state(observation.state)
+        tokens.append("action", state, TokenLayout.of(STATE, one), (last + 1).expand(axes, -1, -1))
+        return tokens
 
     def _understand(self, observation: Observation) -> Understood:
         present = to_unit(observation.images[:, :, 1])
@@ -331,12 +384,12 @@ def _layers(geometry: Geometry, config: ExpertConfig) -> list[nn.Module]:
     return list(layers)
 
 
-def _freeze_unused(stack: JointTransformer) -> None:
-    """The understanding expert's last outputs are read by nobody: keep these weights, but do not train them."""
+def _freeze_outputs(stack: JointTransformer, expert: str) -> None:
+    """An expert's last outputs are read by nobody: keep these weights, but do not train them."""
     last_layer = cast(JointLayer, stack.layers[-1])
-    last: Any = last_layer.experts["understanding"]
+    last: Any = last_layer.experts[expert]
     attention = last.self_attn
     unused = [last.mlp, last.post_attention_layernorm, attention.o_proj, attention.q_proj]
-    for module in (*unused, getattr(attention, "q_norm", None), stack.norms["understanding"]):
+    for module in (*unused, getattr(attention, "q_norm", None), stack.norms[expert]):
         if module is not None:
             module.requires_grad_(False)

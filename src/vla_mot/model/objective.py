@@ -53,7 +53,9 @@ def objective(losses: Losses, foresight_weight: float, counts: Tensor | None = N
     action_count, foresight_count = counts.clamp(min=1).float()
     action = losses.action_sum.sum() / action_count
     foresight = losses.foresight_sum.sum() / foresight_count
-    total = ranks() * (action + foresight_weight * foresight)
+    # λ = 0 leaves the term out: zero times what is not finite is not zero, and weights whose gradient is zero decay.
+    joint = action + foresight_weight * foresight if foresight_weight else action
+    total = ranks() * joint
     terms = action.detach(), foresight.detach()
     return Objective(total, *map(across_ranks, terms) if whole else terms)
 

@@ -84,7 +84,7 @@ def _shards(train: TrainConfig, ranks: int) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor], model: VlaMotModel, shards: int) -> int:
-    whole = set(model.tokenizer.parameters())
+    whole = model.tokenizer_parameters()
     return sum(
         _share(t, 1 if t in whole or not isinstance(t, nn.Parameter) else shards) * t.element_size()
         for t in tensors

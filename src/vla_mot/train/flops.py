@@ -57,7 +57,8 @@ def count_cost(model: VlaMotModel, train: TrainConfig, latents: torch.dtype | No
 
     watched = model.stack.register_forward_pre_hook(note, with_kwargs=True)
     recompute, model.stack.recompute = model.stack.recompute, "none"
-    batch = stand_in(model, 1, "meta", torch.float32)  # frames are encoded for themselves, see below
+    encoded = None if model.tokenizer is None else torch.float32  # frames are encoded for themselves, see below
+    batch = stand_in(model, 1, "meta", encoded)
     noise, level = draw_noise(batch, train.action_draws, 0, 0, model.config.noise_level)
     forward, losses = count_flops(lambda: model(batch, noise, level))
     backward, _ = count_flops(objective(losses, train.foresight_weight).total.backward)
@@ -65,11 +66,13 @@ def count_cost(model: VlaMotModel, train: TrainConfig, latents: torch.dtype | No
     model.stack.recompute = recompute
     watched.remove()
     encoding = 0 if latents else _encoding(model)
-    return Cost({segment: tokens[segment] for segment in SEGMENTS}, forward, backward, encoding)
+    return Cost({segment: tokens.get(segment, 0) for segment in SEGMENTS}, forward, backward, encoding)
 
 
 def _encoding(model: VlaMotModel) -> int:
-    """FLOPs of the foresight tokenizer on the three frames of all views."""
+    """FLOPs of the foresight tokenizer, if there is one, on the three frames of all views."""
+    if model.tokenizer is None:
+        return 0
     with without_numbers(model.tokenizer):  # it turns autocast off, which knows no meta device
         batch = stand_in(model, 1, "cpu")
         frames = torch.cat((batch.observation.images, batch.future.unsqueeze(2)), dim=2)

@@ -31,7 +31,7 @@ class Gathering:
             self._part_of |= dict.fromkeys(part.weights, part)
             module.register_forward_pre_hook(self._adds(_FORWARD * part.bytes))
             module.register_forward_hook(self._adds(-_FORWARD * part.bytes))
-        alone = set(self._part_of) | set(model.tokenizer.parameters())
+        alone = set(self._part_of) | model.tokenizer_parameters()
         live.add(sum(w.nbytes for w in model.parameters() if w not in alone), GATHERED)
 
     def _adds(self, size: int) -> Callable[..., None]:

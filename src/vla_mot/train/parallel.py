@@ -42,6 +42,8 @@ def arrange(model: VlaMotModel, config: TrainConfig) -> None:
     """
     freeze(model, config.experts)
     inject(model, config.experts, config.seed)
+    if not config.foresight_weight:
+        model.freeze_foresight()
     model.stack.recompute, model.stack.insulate = config.parallel.recompute, config.insulate
 
 
@@ -60,8 +62,9 @@ def _sharded(model: VlaMotModel, config: ParallelConfig, world: World) -> nn.Mod
     mesh = shard_mesh(world, config.shard_ranks)
     for part in sharded_parts(model):
         fully_shard(part, mesh=mesh)
-    model.tokenizer.to(world.device)  # small, frozen and needed by every pass: whole on every rank
-    fully_shard(model, mesh=mesh, ignored_params=set(model.tokenizer.parameters()))
+    if model.tokenizer is not None:  # small, frozen and needed by every pass: whole on every rank
+        model.tokenizer.to(world.device)
+    fully_shard(model, mesh=mesh, ignored_params=model.tokenizer_parameters())
     for name in _ENTRIES:
         register_fsdp_forward_method(model, name)
     return model

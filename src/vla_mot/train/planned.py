@@ -32,10 +32,13 @@ def stand_in(
     """A batch of `size` samples with all cameras, the longest instruction and every label; its numbers mean nothing.
 
     latents: of which dtype frames were encoded before; None: the model encodes them.
+    Raises ConfigError for latents of a model that encodes nothing.
     """
-    config, tokenizer = model.config, model.tokenizer
+    config, grid = model.config, tuple[int, ...]()
     views, pixels = config.num_views, (3, *config.view_size)
-    grid = (tokenizer.latent_channels, *tokenizer.latent_size)
+    if latents is not None:
+        tokenizer = model.required_tokenizer()
+        grid = (tokenizer.latent_channels, *tokenizer.latent_size)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(size, *shape, dtype=dtype, device=device)

@@ -163,10 +163,11 @@ class Validator:
         for batch, robot in batches:
             batch = batch.to(_device(model))
             actions, foreseen = self._sample(model, batch, robot)
-            truth, present = _latents(model, batch)
-            moving = moving_cells(truth, present, batch.future_mask)
-            foresight += _foresight_sums(foreseen.float(), truth, present, moving, batch.future_mask)
-            album.offer(batch, foreseen, moving)
+            if foreseen is not None:
+                truth, present = _latents(model, batch)
+                moving = moving_cells(truth, present, batch.future_mask)
+                foresight += _foresight_sums(foreseen.float(), truth, present, moving, batch.future_mask)
+                album.offer(batch, foreseen, moving)
             if robot is not None:
                 processor = self.spec.processor(self.spec.robots[robot], model.understanding.tokenize)
                 errors[robot] += chunk_errors(processor, batch, actions)
@@ -174,8 +175,8 @@ class Validator:
         tables = torch.cat([foresight, *(table.flatten() for table in errors)])
         return tables, draw_grid(strips) if strips else None
 
-    def _sample(self, model: VlaMotModel, batch: Batch, robot: int | None) -> tuple[Tensor, Tensor]:
-        """Normalized chunks `(B, L, A)`, on noise that never changes, and foreseen latents `(B, V, C, h, w)`."""
+    def _sample(self, model: VlaMotModel, batch: Batch, robot: int | None) -> tuple[Tensor, Tensor | None]:
+        """Normalized chunks `(B, L, A)`, on noise that never changes, and latents `(B, V, C, h, w)`, if foreseen."""
         if robot is None:
             return batch.actions, model.prefill(batch.observation).foresight
         shape = (batch.actions.shape[1], batch.actions.shape[2])

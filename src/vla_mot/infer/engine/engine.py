@@ -89,6 +89,17 @@ class Engine:
         self.forget()
 
     @property
+    def _generates(self) -> bool:
+        """Whether there is a generation expert that runs."""
+        return self.config.generation and self.model.generation is not None
+
+    @property
+    def _oldest(self) -> int:
+        """For how many calls an understanding may serve that was not renewed."""
+        every = self.config.understanding_every
+        return every if self.config.understanding_ahead else every - 1
+
+    @property
     def understanding_age(self) -> int:
         """For how many calls the understanding behind the last one was not renewed."""
         return 0 if self._understood is None else self._understood.age
@@ -147,6 +158,22 @@ class Engine:
             return actions.clone(), foresight
 
     @torch.no_grad()
+    def look(self, observation: Observation, session: Hashable) -> None:
+        """Renew what this session understood, for its next calls, if it served as many as it may. See `sample`.
+
+        Does nothing unless the session's was the last call, on the same form and instruction.
+        """
+        self._require_weights()
+        with self._on_device():
+            plan = self._plan(observation)
+            form = self._forms.get(plan.form, lambda: self._make_form(plan))
+            words = observation.token_ids[:, : plan.form.words]
+            last = self._own(form, _owner(session, words))
+            if last is not None and last.age >= self.config.understanding_every:
+                pictures = plan.looked_at(self._here(observation.images))[:, :, 1]
+                self._renew(pictures, words, plan, form, last.owner)
+
+    @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """`VlaMotModel.encode_frames` of `(B, V, T, 3, H, W)`, in memory of its own."""
 
@@ -182,7 +209,7 @@ class Engine:
         def make() -> Plan:
             with torch.inference_mode(False), torch.no_grad():
                 here = observation.to(self.device)
-                return make_plan(self.model, here, config.text_multiple, generation=config.generation)
+                return make_plan(self.model, here, config.text_multiple, generation=self._generates)
 
         return self._plans.get((observation.batch_size, images.shape[-2:], images.dtype, *masks), make)
 
@@ -248,7 +275,7 @@ class Engine:
 
     def _latents(self, observation: Observation, images: Tensor, plan: Plan, form: _Form) -> Tensor | None:
         """Of both times `(B, V, 2, C, h, w)`, of the views that are looked at; None without the generation expert."""
-        if not self.config.generation:
+        if not self._generates:
             return None
         if observation.latents is None:
             return form.encode(images, fixed=None)
@@ -258,12 +285,19 @@ class Engine:
         self, pictures: Tensor, words: Tensor, plan: Plan, form: _Form, session: Hashable | None
     ) -> None:
         """Look with the understanding expert, unless what this session understood may serve once more."""
-        every, last = self.config.understanding_every, self._understood
-        owner = None if session is None or every == 1 else (session, words.cpu().numpy().tobytes())
-        own = owner is not None and last is not None and last.form is form and last.owner == owner
-        if own and last is not None and last.age + 1 < every:
+        owner = None if session is None or self._oldest == 0 else _owner(session, words)
+        last = self._own(form, owner)
+        if last is not None and last.age < self._oldest:
             self._understood = replace(last, age=last.age + 1)
             return
+        self._renew(pictures, words, plan, form, owner)
+
+    def _own(self, form: _Form, owner: Hashable) -> _Understood | None:
+        """What lies in the keys and values of this form, if it is this owner's."""
+        last = self._understood
+        return last if last is not None and last.form is form and last.owner == owner is not None else None
+
+    def _renew(self, pictures: Tensor, words: Tensor, plan: Plan, form: _Form, owner: Hashable) -> None:
         self._understood = None  # nobody's, if what follows fails
         with self._clock("vision"):
             seen = form.vision(pictures, fixed=None)
@@ -292,9 +326,14 @@ class Engine:
         solver: Solver,
     ) -> Tensor:
         cache = form.stages.cache.at(plan.prefix).read()
-        prefix = Prefix(cache, plan.layout, plan.last, noise.new_zeros(0))
+        prefix = Prefix(cache, plan.layout, plan.last, foresight=None)
         bent = guide(lambda x, level: self.model.denoise(prefix, x, level) * real)
         return integrate(bent, noise * real, steps, solver)
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+
+def _owner(session: Hashable, words: Tensor) -> Hashable:
+    """Whose understanding it is: this session's, of these words."""
+    return session, words.cpu().numpy().tobytes()

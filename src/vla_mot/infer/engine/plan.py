@@ -16,7 +16,7 @@ from torch import Tensor
 from vla_mot.batch import Observation
 from vla_mot.errors import ConfigError
 from vla_mot.model.model import VlaMotModel
-from vla_mot.nn.masks import ACTION, TokenLayout, build_attn_mask
+from vla_mot.nn.masks import ACTION, GENERATION, STATE, UNDERSTANDING, TokenLayout, build_attn_mask
 from vla_mot.nn.mot import Visible
 from vla_mot.nn.rope import Rotation, rotation
 
@@ -98,7 +98,8 @@ def make_plan(
     if not views:
         raise ConfigError("an engine needs a picture to look at, but the camera of every slot is absent.")
     tokens = model.prefix_tokens(observation, sampling=True)
-    understood, generated, state = (len(layout) for layout in tokens.layouts)
+    block = tokens.layout.block
+    understood, generated, state = (int((block == i).sum()) for i in (UNDERSTANDING, GENERATION, STATE))
     slots, length = observation.view_mask.shape[1], observation.token_mask.shape[1]
     device = observation.state.device
     per_view, per_picture = (understood - length) // slots, generated // slots

@@ -76,12 +76,14 @@ class Stages:
         latents: `(B, V, 2, C, h, w)` of both times; None without the generation expert. state: `(B, S)` normalized.
         """
         hidden = {"action": self.model.action.embed_state(state)}
-        predicts = self.predicts and latents is not None
-        if latents is not None:
-            hidden = {"generation": self.model.generation.embed(latents), **hidden}
-        outputs = ("generation",) if predicts else ()
+        head = self.model.generation
+        if latents is None or head is None:
+            self._run(hidden, fixed, self.counts[0], (), {})
+            return None
+        hidden = {"generation": head.embed(latents), **hidden}
+        outputs = ("generation",) if self.predicts else ()
         states = self._run(hidden, fixed, self.counts[0], outputs, {})
-        return self.model.generation.predict(states["generation"]) if predicts else None
+        return head.predict(states["generation"]) if self.predicts else None
 
     def denoise(
         self, noise: Tensor, steps: int, solver: Solver, *, fixed: tuple[Stage, Tensor, Tensor]

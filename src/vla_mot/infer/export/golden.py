@@ -3,7 +3,7 @@
 `golden.safetensors` holds, under the names of `vla_mot.infer.export.stages`, everything that the exported programs take
 and give, and of the whole policy: `policy.images` `(B, V, 2, 3, H, W)` uint8 of the cameras that there are,
 `policy.state` `(B, S)` and `policy.actions` `(B, L, D)` in physical units, `policy.instruction` (UTF-8 bytes),
-`policy.noise` `(B, L, A)`, `policy.foresight` `(B, V, C, h, w)`.
+`policy.noise` `(B, L, A)`, and of a policy that foresees `policy.foresight` `(B, V, C, h, w)`.
 """
 
 from collections.abc import Mapping
@@ -40,8 +40,8 @@ def record(
     named = {key: images[:, place] for place, (_, key) in enumerate(cameras)}
     chunk = alone.predict(named, state, [words] * rows, noise)
     scene |= {"policy.images": images, "policy.state": state, "policy.noise": noise}
-    assert chunk.foresight is not None, "a model that samples by itself leaves nothing out"
-    scene |= {"policy.actions": chunk.actions, "policy.foresight": chunk.foresight}
+    scene |= {"policy.actions": chunk.actions}
+    scene |= {} if chunk.foresight is None else {"policy.foresight": chunk.foresight}
     seen = alone.observe(named, state, [words] * rows)
     shown = to_unit(seen.images) if pixels == "float32" else seen.images
     given = {

@@ -57,8 +57,8 @@ class Programs:
         *,
         solver: Solver = "euler",
         guide: Guide | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Normalized actions `(B, L, A)` float32 from `(B, L, A)` noise, and the foresight `(B, V, C, h, w)`.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalized actions `(B, L, A)` float32 from `(B, L, A)` noise, and the foresight `(B, V, C, h, w)`, if any.
 
         By prefill and denoise where they were exported, otherwise by the program that holds all steps, which can take
         no other steps and no guide: then ConfigError.
@@ -73,11 +73,11 @@ class Programs:
                 "stages=[prefill,denoise] for anything else."
             )
         done = self.run("sample", given)
-        return done["actions"], done["foresight"]
+        return done["actions"], done.get("foresight")
 
     def _in_stages(
         self, given: Mapping[str, Tensor], num_steps: int, solver: Solver, guide: Guide | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         prefix = self.run("prefill", given)
         kept = {name: prefix[name] for name in PREFIX}
 
@@ -92,7 +92,7 @@ class Programs:
         bent = velocity_at if guide is None else guide(velocity_at)
         noise = given["noise"]
         real = torch.arange(noise.shape[-1], device=noise.device) < self.facts.noise_dims
-        return integrate(bent, noise * real, num_steps, solver), prefix["foresight"]
+        return integrate(bent, noise * real, num_steps, solver), prefix.get("foresight")
 
     def arguments(self, observation: Observation) -> dict[str, Tensor]:
         """What the programs take of an observation. Raises ConfigError for latents that they have no use for."""

@@ -6,7 +6,8 @@
     sample    images, view_mask, state, token_ids, token_mask, noise ─→ actions, foresight
 
 `sample` is prefill and all steps of the sampler in one. With `latents`, prefill and sample take the present frame alone
-and the latents of both frames, which *encode* makes, once per frame.
+and the latents of both frames, which *encode* makes, once per frame. A model without generation expert gives no
+foresight.
 
 Legend: `B` batch, `V` views, `N` text tokens, `S` state dims, `E` layers, `K` prefix tokens, `G` KV heads,
 `d` head dim, `L` chunk steps, `A` action dims, `C`/`h`/`w` latent channels, rows and columns, `H`/`W` pixels.
@@ -66,12 +67,14 @@ class Prefill(Stage):
     """
 
     inputs: tuple[str, ...] = SEEN
-    outputs = (*PREFIX, "foresight")
+    outputs: tuple[str, ...] = (*PREFIX, "foresight")
 
     def __init__(self, model: VlaMotModel, latents: bool = False) -> None:
         super().__init__(model)
         if latents:
             self.inputs = (*SEEN, "latents")
+        if model.generation is None:
+            self.outputs = PREFIX
 
     @torch.no_grad()
     def layout(self, given: Mapping[str, Tensor]) -> TokenLayout:
@@ -92,7 +95,7 @@ class Prefill(Stage):
         seen = Observation(_frames(images, latents), view_mask, state, token_ids, token_mask, latents)
         prefix = self.model.prefill(seen)
         stacked = torch.stack(prefix.kv_cache.keys), torch.stack(prefix.kv_cache.values)
-        return *stacked, prefix.layout.valid, prefix.last_position, prefix.foresight
+        return *stacked, prefix.layout.valid, prefix.last_position, *_foreseen(prefix.foresight)
 
 
 class Denoise(Stage):
@@ -125,8 +128,7 @@ class Denoise(Stage):
         noise_level: Tensor,
     ) -> tuple[Tensor, ...]:
         layout = TokenLayout(self.block, self.group, self.causal, valid)
-        foresight = keys.new_zeros(0)  # nobody reads it
-        prefix = Prefix(KVCache(keys.unbind(), values.unbind()), layout, last_position, foresight)
+        prefix = Prefix(KVCache(keys.unbind(), values.unbind()), layout, last_position, foresight=None)
         return (self.model.denoise(prefix, x, noise_level) * self.real,)
 
 
@@ -134,12 +136,14 @@ class Sample(Stage):
     """What prefill takes and noise `(B, L, A)` float32 → normalized actions `(B, L, A)` and foresight."""
 
     inputs: tuple[str, ...] = (*SEEN, "noise")
-    outputs = ("actions", "foresight")
+    outputs: tuple[str, ...] = ("actions", "foresight")
 
     def __init__(self, model: VlaMotModel, flow: "Flow", latents: bool = False) -> None:
         super().__init__(model)
         if latents:
             self.inputs = (*SEEN, "noise", "latents")
+        if model.generation is None:
+            self.outputs = ("actions",)
         self.flow = flow
 
     def forward(
@@ -156,7 +160,10 @@ class Sample(Stage):
             Observation(_frames(images, latents), view_mask, state, token_ids, token_mask, latents),
             self.flow,
         )
-        return self.model.sample(seen, noise, flow.num_steps, flow.action_dim, solver=flow.solver)
+        actions, foresight = self.model.sample(
+            seen, noise, flow.num_steps, flow.action_dim, solver=flow.solver
+        )
+        return actions, *_foreseen(foresight)
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,10 @@ class Flow:
     num_steps: int
     solver: Solver
     action_dim: int
+
+
+def _foreseen(foresight: Tensor | None) -> tuple[Tensor, ...]:
+    return () if foresight is None else (foresight,)
 
 
 def _frames(images: Tensor, latents: Tensor | None) -> Tensor:

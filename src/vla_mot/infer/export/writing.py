@@ -69,12 +69,14 @@ def export_policy(policy: Policy, folder: Path, options: ExportOptions) -> Progr
 
     The policy drives the robot that was chosen; its weights keep their dtype and device, which become the programs'.
     Raises ConfigError for a policy whose robot is not chosen, for a folder that holds something, where a package is
-    missing, and for what the format cannot hold.
+    missing, for what the format cannot hold, and for latents of a model that encodes no frames.
     """
     robot = policy.robot
     require_writable(options.format)
     if options.format == "onnx":
         _require_float32(policy.model)
+    if "encode" in options.written:
+        policy.model.required_tokenizer()
     folder.mkdir(parents=True, exist_ok=True)
     if held := sorted(path.name for path in folder.iterdir()):
         raise ConfigError(
