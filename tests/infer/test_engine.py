@@ -233,6 +233,36 @@ def test_understanding_is_never_older_than_said_whatever_comes_between():
     assert engine.understanding_age == 1
 
 
+def test_understanding_may_be_renewed_after_a_call_for_the_next_ones():
+    options = {"understanding_every": 2, "understanding_ahead": True}
+    engine, slow = static(tiny_model(), **options), static(tiny_model(), understanding_every=9)
+    words = observed(slice(0, 1)).token_ids
+    seen = [observed(slice(0, 1), seed, token_ids=words) for seed in range(6)]
+    noise, ages = noise_for(seen[0]), []
+    for step, understood in enumerate((0, 0, 0, 2, 2, 4)):
+        actions, _ = engine.sample(seen[step], noise, 3, 3, session="a")
+        ages.append(engine.understanding_age)
+        engine.look(seen[step], "a")
+        slow.sample(seen[understood], noise, 3, 3, session=step)
+        expected, _ = slow.sample(seen[step], noise, 3, 3, session=step)
+        if step != understood:
+            assert torch.allclose(actions, expected, atol=TOLERANCE), step
+    assert ages == [0, 1, 2, 1, 2, 1]
+
+
+def test_nobody_looks_for_another_session():
+    engine = static(tiny_model(), understanding_every=1, understanding_ahead=True)
+    one = observed(slice(0, 1))
+    engine.look(one, "a")
+    engine.sample(one, noise_for(one), 3, 3, session="a")
+    engine.sample(one, noise_for(one), 3, 3, session="a")
+    assert engine.understanding_age == 1
+    engine.look(one, "b")
+    assert engine.understanding_age == 1, "a's is as old as it was"
+    engine.look(one, "a")
+    assert engine.understanding_age == 0
+
+
 def test_a_call_that_failed_leaves_no_understanding_behind():
     engine, exact = static(tiny_model(), understanding_every=3), static(tiny_model())
     old, new = observed(slice(0, 1)), observed(slice(0, 1), 7)

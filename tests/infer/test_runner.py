@@ -217,3 +217,24 @@ def test_a_robot_of_which_nobody_knows_how_it_holds_still_is_refused():
         Runner(odd)
     with Runner(odd, hold=lambda state: state[:, :3] + 1) as runner:
         assert torch.equal(step(runner, 0), states(1)[0, :3] + 1)
+
+
+class Looking(Policy):
+    """A policy that notes where it looks ahead."""
+
+    threads: tuple[str, ...] = ()
+
+    def look(self, *seen) -> None:
+        super().look(*seen)
+        self.threads += (threading.current_thread().name,)
+
+
+def test_understanding_is_renewed_beside_the_loop_after_an_answer():
+    plain = tiny_policy(n_action_steps=1).compile("static", understanding_ahead=True)
+    policy = Looking(plain.model, plain.spec, engine=plain.engine)
+    with Runner(policy, [5]) as runner:
+        for t in range(6):
+            step(runner, t)
+            runner.inference.wait(LONG)
+    assert len(policy.threads) >= 3 and set(policy.threads) == {"vla-mot-inference_0"}
+    assert runner.report().oldest_understanding == 1

@@ -165,6 +165,17 @@ def test_a_session_may_understand_less_often_than_it_acts():
     assert stale.timing.report().oldest_understanding == 1
 
 
+def test_a_session_may_understand_ahead_of_its_next_calls():
+    policy = tiny_policy(n_action_steps=1)
+    session = Session(policy.compile("static", understanding_ahead=True), [0])
+    ages = []
+    for step in range(4):
+        session.act(frames(1, step), states(1, step), "pick it")
+        ages.append(session.policy.engine.understanding_age)
+    assert ages == [0, 0, 0, 0], "renewed after every answer"
+    assert session.timing.report().oldest_understanding == 1
+
+
 class Counted(Policy):
     """A policy that counts the frames it encodes."""
 

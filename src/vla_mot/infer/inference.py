@@ -48,6 +48,10 @@ class Question:
         told = (self.images, self.state, self.instructions, noise)
         return policy.predict(*told, guide, session=self.session, latents=latents)
 
+    def look(self, policy: Policy) -> None:
+        """Understand what was seen for the session's later questions, see `Policy.look`."""
+        policy.look(self.images, self.state, self.instructions, self.session)
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -230,6 +230,24 @@ class Policy:
         state = state.to(self.device, non_blocking=True)
         return ActionChunk(self.processor.physical(actions, state), foresight, age)
 
+    def look(
+        self,
+        images: Mapping[str, Tensor],
+        state: Tensor,
+        instructions: Sequence[str],
+        session: Hashable | None,
+    ) -> None:
+        """Understand what is seen for later calls of `predict` in the same session, where an engine does so ahead
+        (`EngineConfig.understanding_ahead`) and it is time to; otherwise nothing. Arguments as there."""
+        if self.looks_ahead and session is not None:
+            assert self.engine is not None
+            self.engine.look(self.observe(images, state, instructions), session)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `look` may do anything."""
+        return self.engine is not None and self.engine.config.understanding_ahead
+
     def _sample(
         self, observation: Observation, noise: Tensor, guide: Guide | None, session: Hashable | None
     ) -> tuple[Tensor, Tensor | None]:

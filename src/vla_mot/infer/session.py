@@ -51,6 +51,11 @@ class Session:
         holding: Holding | None = None,
         remember_latents: bool = False,
     ) -> None:
+        if remember_latents and policy.spec.model.generation is None:
+            raise ConfigError(
+                "remember_latents=true keeps latents of frames, but the model has no generation expert, which alone "
+                "would read them: leave it out."
+            )
         if history not in HISTORY_FRAMES:
             raise ConfigError(f"history must be one of {', '.join(HISTORY_FRAMES)}, got {history!r}.")
         self.policy = policy
@@ -111,6 +116,14 @@ class Session:
         if self._latents is not None:
             self._latents.forget(self._frames.oldest)
 
+    def remember_pair(self, past: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+        """Take in the frames of m control steps ago and the present ones, of a caller who remembers; forget others."""
+        self._frames = FrameMemory(self._frames.offset)
+        self._frames.add(past)
+        self._frames.add(present, self._frames.offset)
+        if self._latents is not None:
+            self._latents = FrameLatents()
+
     def predict(
         self,
         state: Tensor,
@@ -159,7 +172,10 @@ class Session:
         if inference.busy or not self._chunks.due(step, delay):
             return
         bend = self._chunks.continuation(step, delay, state, self.policy.processor)
-        inference.ask(self.question(state, instructions, bend=bend), step)
+        question = self.question(state, instructions, bend=bend)
+        inference.ask(question, step)
+        if self.policy.looks_ahead:
+            inference.prepare(question.look)
         self.timing.asked += 1
         self._receive(inference.answer(step))
 

@@ -23,6 +23,9 @@ class EngineConfig:
     quantize: weights of the action expert in 8 bits, where torchao is installed: other actions, see `quantize`.
     understanding_every: look with the understanding expert at every so many-th call only; in between actions are
         chosen from fresh frames of the generation expert and what was understood then: other actions.
+    understanding_ahead: let sessions renew it after a call was answered, from that call's frames and beside the robot's
+        loop where there is one, so that no call but an episode's first waits for it. It is then between 1 and
+        `understanding_every` calls old.
     """
 
     kind: Kind = "compiled"
@@ -32,6 +35,7 @@ class EngineConfig:
     generation: bool = True
     quantize: Quantize = "none"
     understanding_every: int = 1
+    understanding_ahead: bool = False
 
     def __post_init__(self) -> None:
         fit(Kind, "engine.kind", self.kind)
