@@ -4,7 +4,16 @@ import math
 import numpy as np
 import pytest
 
-from vla_mot.evaluate.intervals import Interval, paired_difference, percentile_interval, resampled, wilson
+from vla_mot.evaluate.intervals import (
+    Interval,
+    clustered,
+    clustered_difference,
+    paired_difference,
+    percentile_interval,
+    resampled,
+    student_quantile,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +108,54 @@ def test_identical_controllers_do_not_differ():
 def test_unpaired_episodes_are_refused(first, second):
     with pytest.raises(ValueError, match="paired episodes are needed"):
         paired_difference(first, second)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (30, 2.042)],
+)
+def test_students_quantiles_are_those_of_the_tables(degrees, quantile):
+    assert student_quantile(0.975, degrees) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_the_interval_over_clusters_is_students():
+    found = clustered([0.1, 0.2, 0.3])
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx(
+        (0.2 - 0.24841, 0.2 + 0.24841), abs=1e-5
+    )  # 4.3027 · 0.1 / √3
+
+
+def test_one_cluster_says_nothing_of_others_and_none_is_an_error():
+    alone = clustered([0.4])
+    assert alone.value == 0.4 and math.isnan(alone.low) and math.isnan(alone.high)
+    with pytest.raises(ValueError, match="at least one cluster"):
+        clustered([])
+
+
+def test_the_interval_over_clusters_covers_as_often_as_it_says():
+    drawn = np.random.default_rng(0).normal(0.3, 0.1, size=(2000, 3))
+    covered = [found.low <= 0.3 <= found.high for found in map(clustered, drawn.tolist())]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)  # three standard errors
+    few = [np.quantile(row, 0.025) <= 0.3 <= np.quantile(row, 0.975) for row in drawn]
+    assert np.mean(few) < 0.8  # a percentile of three clusters would not
+
+
+def test_the_difference_over_seeds_is_of_paired_episodes_and_as_wide_as_seeds_differ():
+    full = [[True, True, True, False], [True, True, False, False], [True, True, True, True]]
+    less = [[True, False, True, False], [True, False, False, False], [True, True, False, True]]
+    found = clustered_difference(full, less)
+    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)  # every seed gains one of four
+    apart = clustered_difference(full, [less[2], less[0], less[1]])
+    assert (
+        apart.value == pytest.approx(0.25) and apart.low < -0.5 and apart.high == 1.0
+    )  # cut at what is possible
+    more = clustered_difference(full * 4, [[not win for win in seed] for seed in full * 4])
+    assert -1.0 <= more.low < more.value < more.high <= 1.0
+
+
+@pytest.mark.parametrize("second", [[[True]], [[True, False], [True]], [[], []]])
+def test_unpaired_seeds_or_episodes_are_refused(second):
+    first = [[True, False], [True, True]] if second[-1] else [[], []]
+    with pytest.raises(ValueError, match="paired seeds and episodes"):
+        clustered_difference(first, second)

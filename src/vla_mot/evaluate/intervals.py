@@ -100,6 +100,66 @@ def paired_difference(
     )
 
 
+def clustered(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Mean of one number per cluster with Student's t interval: how far the mean of other clusters would be.
+
+    A cluster is what is drawn anew as a whole, such as a training seed with all the episodes that its policy drove. One
+    cluster alone gives nothing to judge by: the ends are NaN. Raises ValueError without any.
+    """
+    if not len(values):
+        raise ValueError("at least one cluster is needed, got none.")
+    mean, count = float(np.mean(values)), len(values)
+    if count == 1:
+        return Interval(mean, math.nan, math.nan)
+    half = (
+        student_quantile(0.5 + confidence / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    )
+    return Interval(mean, mean - half, mean + half)
+
+
+def clustered_difference(
+    first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], confidence: float = CONFIDENCE
+) -> Interval:
+    """Success of one way of training minus that of another, with training seeds as clusters (`clustered`).
+
+    first, second: per training seed, its policy's successes in the same episodes, in the same order, so that neither
+    scenes nor seeds differ between the two. Raises ValueError for other seeds or episodes, or none.
+    """
+    shapes = [[len(episodes) for episodes in arm] for arm in (first, second)]
+    if shapes[0] != shapes[1] or not all(shapes[0]):
+        raise ValueError(
+            f"paired seeds and episodes are needed, got episodes per seed {shapes[0]} and {shapes[1]}."
+        )
+    gains = [float(np.mean(a) - np.mean(b)) for a, b in zip(first, second, strict=True)]
+    found = clustered(gains, confidence)
+    # Not max and min, which would hide the NaN of a lone seed.
+    return Interval(found.value, *(float(np.clip(end, -1.0, 1.0)) for end in (found.low, found.high)))
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """Quantile in (0.5, 1) of Student's t distribution with so many degrees of freedom, by bisection."""
+    low, high = 0.0, 1.0
+    while _student_cdf(high, degrees) < probability:
+        low, high = high, 2 * high
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_cdf(middle, degrees) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _student_cdf(t: float, degrees: int) -> float:
+    """P(T ≤ t) for t ≥ 0: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan2(t, math.sqrt(degrees))
+    odd, square = degrees % 2, math.cos(angle) ** 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for power in range(1 + odd, degrees, 2):
+        total += term
+        term *= square * power / (power + 1)
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return 0.5 + inside / 2
+
+
 def resampled(units: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Row numbers `(R, units)` of a bootstrap over units, the same for the same seed."""
     return np.random.default_rng(seed).integers(units, size=(resamples, units))

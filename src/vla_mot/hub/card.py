@@ -136,7 +136,7 @@ def _head(facts: CardFacts) -> str:
     return (
         f"# {facts.title}\n\n"
         "A vision-language-action policy for vla_mot, whose experts share one attention stack (a Mixture of "
-        "Transformers): understanding, visual foresight where there is one, and action."
+        "Transformers)."
     )
 
 

@@ -57,7 +57,9 @@ def count_cost(model: VlaMotModel, train: TrainConfig, latents: torch.dtype | No
 
     watched = model.stack.register_forward_pre_hook(note, with_kwargs=True)
     recompute, model.stack.recompute = model.stack.recompute, "none"
-    encoded = None if model.tokenizer is None else torch.float32  # frames are encoded for themselves, see below
+    encoded = (
+        None if model.tokenizer is None else torch.float32
+    )  # frames are encoded for themselves, see below
     batch = stand_in(model, 1, "meta", encoded)
     noise, level = draw_noise(batch, train.action_draws, 0, 0, model.config.noise_level)
     forward, losses = count_flops(lambda: model(batch, noise, level))
