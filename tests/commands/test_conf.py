@@ -16,6 +16,8 @@ from vla_mot.commands.manual import COMMANDS
 from vla_mot.commands.settings import section
 from vla_mot.commands.training_settings import training_config
 from vla_mot.conf_dir import conf_dir
+from vla_mot.errors import ConfigError
+from vla_mot.evaluate.metaworld import graphics
 from vla_mot.foresight import build_tokenizer
 from vla_mot.hub.spec import SamplerConfig
 from vla_mot.model.config import ModelConfig
@@ -66,11 +68,22 @@ def check_embodiment(file: Path) -> None:
     assert Embodiment.from_dict(robot.to_dict()) == robot
 
 
+def skip_unless_drawable(file: Path) -> None:
+    if file.stem == "metaworld":
+        pytest.importorskip("metaworld")
+        try:
+            graphics.choose()
+        except ConfigError as error:
+            pytest.skip(str(error))
+
+
 def check_env(file: Path) -> None:
+    skip_unless_drawable(file)
     simulators.make_env(content(file))().close()
 
 
 def check_noise(file: Path) -> None:
+    skip_unless_drawable(file)
     env, noise = content(Path("env") / file.name), content(file)
     simulator, options = simulators.find(env)
     demonstration = next(simulator.demonstrate(options, noise, 0, 0.0))

@@ -3,17 +3,21 @@
 Adding a simulator: an entry in `SIMULATORS`, and a file in conf/env/.
 """
 
+import importlib.util
+import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vla_mot.errors import ConfigError, unknown_name
-from vla_mot.robots.embodiment import CAMERA_PREFIX
+from vla_mot.robots.embodiment import camera_feature
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from vla_mot.evaluate.controllers import Controller
+    from vla_mot.evaluate.metaworld.env import MetaworldEnv
 
 Frame = dict[str, Any]
 MakeEnv = Callable[[], "gym.Env"]
@@ -100,15 +104,9 @@ def _conveyor_demonstrations(
     options: Mapping[str, Any], noise: Mapping[str, Any], seed: int, static_fraction: float
 ) -> Iterator[Demonstration]:
     """Every scene once per colour; a `static_fraction` of the scenes, spread evenly, stands still."""
-    from vla_mot.commands.settings import section
     from vla_mot.envs.conveyor import COLORS, DEMONSTRATION_STEPS, DemonstrationNoise, demonstrate
 
-    try:
-        disturbance = section(DemonstrationNoise, "noise", noise)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"noise.{error} See conf/noise/conveyor.yaml.") from error
+    disturbance = _disturbance(DemonstrationNoise, noise, "conveyor")
     options = {**options, "max_steps": max(DEMONSTRATION_STEPS, options.get("max_steps", 0))}
     moving, still = _conveyor(options), _conveyor({**options, "motion": "static"})
     scene = 0
@@ -118,12 +116,67 @@ def _conveyor_demonstrations(
             steps = list(
                 demonstrate(still if static else moving, seed + scene, disturbance, {"target": color})
             )
-            yield Demonstration([_conveyor_frame(step) for step in steps], steps[-1].info["verdict"])
+            yield Demonstration([_frame(step) for step in steps], steps[-1].info["verdict"])
         scene += 1
 
 
-def _conveyor_frame(step: Any) -> Frame:
-    cameras = {f"{CAMERA_PREFIX}{name}": picture for name, picture in step.observation["pixels"].items()}
+# ---- Meta-World ---------------------------------------------------------------------------------------------
+
+
+def _metaworld(options: Mapping[str, Any]) -> "MetaworldEnv":
+    from vla_mot.evaluate.metaworld import graphics
+
+    if importlib.util.find_spec("metaworld") is None:
+        raise ConfigError(
+            'env=metaworld needs Meta-World, which is not installed: pip install "vla-mot[metaworld]".'
+        )
+    graphics.choose()
+    from vla_mot.evaluate.metaworld.env import MetaworldEnv
+
+    return MetaworldEnv(**options)
+
+
+def _metaworld_expert(horizon: int) -> "Controller":
+    """Meta-World's scripted experts, who look at every step; horizon changes nothing."""
+    from vla_mot.evaluate.controllers import FunctionController
+
+    return FunctionController(lambda env, seed: lambda observation: env.unwrapped.expert_action())
+
+
+def _metaworld_demonstrations(
+    options: Mapping[str, Any], noise: Mapping[str, Any], seed: int, static_fraction: float
+) -> Iterator[Demonstration]:
+    """The tasks in turn, with the scene of every seed."""
+    if static_fraction:
+        raise ConfigError("nothing moves by itself in Meta-World: leave static_fraction at 0.")
+    env = _metaworld(options)
+    from vla_mot.evaluate.metaworld.demonstrate import DemonstrationNoise, demonstrate
+
+    disturbance = _disturbance(DemonstrationNoise, noise, "metaworld")
+    with closing(env):
+        for scene in itertools.count(seed):
+            steps = list(demonstrate(env, scene, disturbance))
+            yield Demonstration([_frame(step) for step in steps], steps[-1].verdict)
+
+
+# ---- what they share ----------------------------------------------------------------------------------------
+
+
+def _disturbance[T](kind: type[T], noise: Mapping[str, Any], name: str) -> T:
+    """The noise options of a simulator. Raises ConfigError for an unknown one, or a number out of its range."""
+    from vla_mot.commands.settings import section
+
+    try:
+        return section(kind, "noise", noise)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"noise.{error} See conf/noise/{name}.yaml.") from error
+
+
+def _frame(step: Any) -> Frame:
+    """A demonstration's step as a dataset records it."""
+    cameras = {camera_feature(name): picture for name, picture in step.observation["pixels"].items()}
     return {
         **cameras,
         "observation.state": step.observation["agent_pos"],
@@ -134,4 +187,5 @@ def _conveyor_frame(step: Any) -> Frame:
 
 SIMULATORS: dict[str, Simulator] = {
     "conveyor": Simulator(make=_conveyor, expert=_conveyor_expert, demonstrate=_conveyor_demonstrations),
+    "metaworld": Simulator(make=_metaworld, expert=_metaworld_expert, demonstrate=_metaworld_demonstrations),
 }

@@ -20,7 +20,7 @@ from vla_mot.infer.chunking import NAIVE, Chunking
 from vla_mot.infer.inference import SimulatedInference
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
-from vla_mot.robots.embodiment import CAMERA_PREFIX, Embodiment
+from vla_mot.robots.embodiment import CAMERA_PREFIX, Embodiment, camera_feature
 from vla_mot.robots.images import to_bytes
 
 RawObservation = Mapping[str, Any]
@@ -167,7 +167,7 @@ def camera_images(observations: Sequence[RawObservation]) -> dict[str, Tensor]:
     if "pixels" not in observations[0]:
         raise ConfigError(f"the environment gives no pictures, only {', '.join(observations[0])}.")
     return {
-        CAMERA_PREFIX + camera: torch.from_numpy(
+        camera_feature(camera): torch.from_numpy(
             np.stack([seen["pixels"][camera] for seen in observations])
         ).movedim(-1, 1)
         for camera in observations[0]["pixels"]

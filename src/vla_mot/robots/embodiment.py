@@ -22,6 +22,14 @@ from vla_mot.options import section
 CAMERA_PREFIX = "observation.images."
 """Before a camera's short name in the image features of LeRobot."""
 
+ONLY_CAMERA = "observation.image"
+"""LeRobot's image feature of an environment whose camera has no name."""
+
+
+def camera_feature(camera: str) -> str:
+    """The image feature of a camera's short name; LeRobot's one without a name is itself."""
+    return camera if camera == ONLY_CAMERA else CAMERA_PREFIX + camera
+
 
 @dataclass(frozen=True)
 class Field:

@@ -1,0 +1,295 @@
+"""Meta-World on the machine at hand: our policy and lerobot's ACT, on the same demonstrations, for the same time.
+
+    python tools/metaworld_benchmark.py outputs/metaworld [--minutes 60] [--tasks …] [--rollouts 50] [--seed 0]
+
+Records demonstrations of the scripted experts, measures how many training steps of each policy fit into the minutes,
+trains both, drives both on the same seeds, ours through `lerobot-eval` too, and prints the table for docs/metaworld.md.
+What is finished is not done again: an interrupted benchmark goes on with the same command, trainings included.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vla_mot.commands import main as command_line
+from vla_mot.commands import simulators
+from vla_mot.commands.folders import read_facts, write_facts
+from vla_mot.data.split import split_episodes
+from vla_mot.evaluate.closed_loop import run_episodes
+from vla_mot.evaluate.intervals import wilson
+from vla_mot.evaluate.machine import describe_machine
+from vla_mot.evaluate.metaworld import graphics
+from vla_mot.evaluate.results import Arm, Evaluation
+
+TASKS = ("button-press-topdown-v3", "drawer-open-v3", "push-v3")
+FIRST_SEED = 100_000  # of the rollouts; the demonstrations' is --seed
+PACE_STEPS = 60
+ACT = "lerobot's ACT"
+
+
+class Benchmark:
+    """The stages in order. Every one leaves its result under `root`, and is left out where it is there."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.root = options, options.output
+        self.dataset, self.ours, self.act = (self.root / name for name in ("dataset", "ours", "act"))
+        self.env = {
+            "name": "metaworld",
+            "cameras": ["corner2"],
+            "image_size": 96,
+            "render": options.render,
+            "max_steps": options.max_steps,
+        }
+
+    def run(self) -> None:
+        """Everything; ends the script where a command fails."""
+        self.record()
+        steps = {name: self.steps(name) for name in ("ours", "act")}
+        self.timed("ours", lambda: self.train_ours(self.ours, steps["ours"]))
+        self.timed("act", lambda: self.train_act(self.act, steps["act"]))
+        for task in self.options.tasks:
+            self.evaluate(task)
+        print(self.table(steps))
+
+    # -- demonstrations and training ---------------------------------------------------------------------
+
+    def record(self) -> None:
+        """Demonstrations of all tasks in turn."""
+        if not self.dataset.exists():
+            count = self.options.demonstrations * len(self.options.tasks)
+            tasks = ",".join(self.options.tasks)
+            words = [f"episodes={count}", f"seed={self.options.seed}", "embodiment=metaworld_corner2"]
+            vla_mot("data", "record", f"output={self.dataset}", *words, *self.env_words(f"[{tasks}]"))
+
+    def steps(self, name: str) -> int:
+        """Training steps that fit into the minutes, by a short run's pace; measured once."""
+        if given := getattr(self.options, f"{name}_steps"):
+            return given
+        facts = read_facts(self.root / f"{name}_pace.json")
+        if facts is None:
+            place = self.root / f"{name}_pace"
+            measure = {"ours": self.pace_of_ours, "act": self.pace_of_act}[name]
+            facts = {"seconds_per_step": measure(place)}
+            write_facts(self.root / f"{name}_pace.json", facts)
+        return max(1, int(self.options.minutes * 60 / facts["seconds_per_step"]))
+
+    def pace_of_ours(self, place: Path) -> float:
+        """Seconds per step, without the first ones."""
+        self.train_ours(place, PACE_STEPS, "train.log_every=10")
+        logged = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
+        first, *_, last = (line for line in logged if line["kind"] == "train")
+        return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+
+    def pace_of_act(self, place: Path) -> float:
+        """The same; lerobot says what a step and its data took."""
+        said = self.train_act(place, PACE_STEPS, "--log_freq=10")
+        _, *found = re.findall(r"updt_s:([\d.]+) data_s:([\d.]+)", said)
+        return sum(float(update) + float(data) for update, data in found) / len(found)
+
+    def train_ours(self, place: Path, steps: int, *words: str) -> None:
+        """Ours, on nine tenths of the episodes."""
+        data = [f"data.root={self.dataset}", f"data.cache={self.root / 'frames'}", "resume=auto"]
+        every = [f"train.{key}_every={max(1, steps // 10)}" for key in ("save", "val")]
+        vla_mot(
+            "posttrain", "experiment=posttrain_metaworld", f"output={place}", *data, *every,
+            f"train.steps={steps}", f"train.seed={self.options.seed}", *words, *self.options.ours,
+        )  # fmt: skip
+
+    def train_act(self, place: Path, steps: int, *words: str) -> str:
+        """lerobot's ACT without weights from anywhere, on the same episodes. Returns what it said."""
+        last = place / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+        if last.is_file():
+            return lerobot("train", f"--config_path={last}", "--resume=true")
+        info = json.loads((self.dataset / "meta" / "info.json").read_text())
+        episodes, _ = split_episodes(info["total_episodes"], 0.1)
+        return lerobot(
+            "train", f"--dataset.repo_id=local/{self.dataset.name}", f"--dataset.root={self.dataset}",
+            f"--dataset.episodes={list(episodes)}", "--policy.type=act", "--policy.device=cpu",
+            "--policy.pretrained_backbone_weights=null", "--policy.push_to_hub=false", f"--output_dir={place}",
+            f"--steps={steps}", f"--save_freq={max(1, -(-steps // 4))}", f"--seed={self.options.seed}",
+            "--num_workers=1", *words, *self.options.act,
+        )  # fmt: skip
+
+    def timed(self, name: str, work: Callable[[], Any]) -> None:
+        """Do it unless it is done, and add up the seconds, also of what was interrupted."""
+        path = self.root / f"{name}.json"
+        facts = read_facts(path) or {"finished": False, "seconds": 0.0}
+        if facts["finished"]:
+            return
+        started, finished = time.monotonic(), False
+        try:
+            work()
+            finished = True
+        finally:
+            spent = facts["seconds"] + time.monotonic() - started
+            write_facts(path, {"finished": finished, "seconds": spent})
+
+    # -- evaluation --------------------------------------------------------------------------------------
+
+    def evaluate(self, task: str) -> None:
+        """Every policy on the same seeds of one task."""
+        ours = self.ours / "checkpoints" / "last" / "pretrained_model"
+        self.drive_ours("expert", task, "controller=expert")
+        self.drive_ours("ours", task, f"checkpoint={ours}")
+        for executed in self.options.act_executes:
+            self.drive_act(task, executed)
+        if self.options.lerobot_rollouts:
+            self.drive_by_lerobot(ours, task)
+
+    def drive_ours(self, name: str, task: str, *words: str) -> None:
+        """`vla-mot evaluate`."""
+        place = self.place(name, task)
+        if not place.exists():
+            counts = [f"episodes={self.options.rollouts}", f"seed={FIRST_SEED}", "parallel=10", "videos=1"]
+            vla_mot("evaluate", f"output={place}", *words, *counts, *self.env_words(f"[{task}]"))
+
+    def drive_act(self, task: str, executed: int) -> None:
+        """ACT in the same loop."""
+        from vla_mot.evaluate.lerobot_policy import LeRobotController
+
+        place = self.place(f"act{executed}", task)
+        if not place.exists():
+            controller = LeRobotController(self.act / "checkpoints" / "last" / "pretrained_model", executed)
+            seeds = range(FIRST_SEED, FIRST_SEED + self.options.rollouts)
+            make = simulators.make_env({**self.env, "tasks": [task]})
+            episodes = run_episodes(make, controller, seeds, parallel=10)
+            Evaluation((Arm(f"act{executed}", ACT, tuple(episodes)),)).save(place)
+
+    def drive_by_lerobot(self, policy: Path, task: str) -> None:
+        """`lerobot-eval`, which draws its pictures five times as wide, with all shadows."""
+        place = self.place("lerobot", task)
+        if not (place / "eval_info.json").is_file():
+            lerobot(
+                "eval", f"--policy.path={policy}", "--policy.device=cpu", "--env.type=metaworld",
+                f"--env.task={task}", f"--eval.n_episodes={self.options.lerobot_rollouts}",
+                "--eval.batch_size=1", f"--seed={FIRST_SEED}", f"--output_dir={place}",
+            )  # fmt: skip
+
+    def place(self, name: str, task: str) -> Path:
+        """Where the results of one policy on one task lie."""
+        return self.root / "results" / f"{name}-{task}"
+
+    def env_words(self, tasks: str) -> list[str]:
+        """The environment as words of a command."""
+        settings = {key: value for key, value in self.env.items() if key != "name"} | {"tasks": tasks}
+        said = {
+            key: "[" + ",".join(value) + "]" if isinstance(value, list) else value
+            for key, value in settings.items()
+        }
+        return ["env=metaworld", *(f"env.{key}={value}" for key, value in said.items())]
+
+    # -- what was found ----------------------------------------------------------------------------------
+
+    def table(self, steps: dict[str, int]) -> str:
+        """Markdown: a row per policy, a column per task, success with its 95 % interval, and how it was made."""
+        minutes = {name: (read_facts(self.root / f"{name}.json") or {})["seconds"] / 60 for name in steps}
+        rows = {"expert": ("scripted expert", ""), "ours": ("vla_mot", "ours")}
+        rows |= {f"act{n}": (f"{ACT}, {n} of each chunk executed", "act") for n in self.options.act_executes}
+        if self.options.lerobot_rollouts:
+            rows["lerobot"] = ("vla_mot by `lerobot-eval`", "ours")
+        lines = [f"| | {' | '.join(self.options.tasks)} | all | training |"]
+        lines.append("|---|" + "---|" * (len(self.options.tasks) + 2))
+        for name, (label, trained) in rows.items():
+            counts = [self.successes(name, task) for task in self.options.tasks]
+            counts.append((sum(count for count, _ in counts), sum(of for _, of in counts)))
+            spent = f"{minutes[trained]:.0f} min, {steps[trained]:,} steps" if trained else ""
+            lines.append(f"| {label} | {' | '.join(cell(*count) for count in counts)} | {spent} |")
+        machine = ", ".join(f"{key}: {value}" for key, value in describe_machine().items())
+        seeds = f"{FIRST_SEED} … {FIRST_SEED + self.options.rollouts - 1}"
+        command = shlex.join(["python", *sys.argv])
+        return "\n".join([*lines, "", f"`{command}`; rollout seeds {seeds}; {machine}"])
+
+    def successes(self, name: str, task: str) -> tuple[int, int]:
+        """(successes, episodes)."""
+        place = self.place(name, task)
+        if name != "lerobot":
+            episodes = Evaluation.load(place).arms[0].episodes
+            return sum(episode.success for episode in episodes), len(episodes)
+        overall = json.loads((place / "eval_info.json").read_text())["overall"]
+        return round(overall["pc_success"] / 100 * overall["n_episodes"]), overall["n_episodes"]
+
+
+def cell(count: int, of: int) -> str:
+    """`38/50, 76 % (63–86)`."""
+    found = wilson(count, of)
+    return f"{count}/{of}, {found.value:.0%} ({100 * found.low:.0f}–{100 * found.high:.0f})".replace(
+        "%", " %", 1
+    )
+
+
+def vla_mot(*words: str) -> None:
+    """One of our commands, in this process; ends the script when it fails."""
+    if code := command_line.main(list(words)):
+        raise SystemExit(code)
+
+
+def lerobot(name: str, *words: str) -> str:
+    """One of lerobot's commands; ends the script when it fails. Returns what it said."""
+    program = Path(sys.executable).with_name(f"lerobot-{name}")
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    said: list[str] = []
+    with subprocess.Popen(
+        [program, *words], env=offline, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as running:
+        for line in running.stdout or ():
+            said.append(line)
+            print(line, end="", file=sys.stderr)
+    if running.returncode:
+        raise SystemExit(f"lerobot-{name} ended with {running.returncode}:\n{''.join(said[-20:])}")
+    return "".join(said)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--demonstrations", type=int, default=100, help="per task")
+    parser.add_argument("--minutes", type=float, default=60, help="of training, for each policy")
+    parser.add_argument("--rollouts", type=int, default=50, help="per task and policy")
+    parser.add_argument("--lerobot-rollouts", type=int, default=50, help="per task by lerobot-eval; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of demonstrations and trainings")
+    parser.add_argument(
+        "--render", default="shadows", help="of demonstrations and rollouts; see conf/env/metaworld.yaml"
+    )
+    parser.add_argument("--max-steps", type=int, default=500, help="of a rollout in our loop")
+    parser.add_argument(
+        "--act-executes",
+        type=int,
+        nargs="+",
+        default=[10, 100],
+        help="steps of ACT's chunk that are executed",
+    )
+    parser.add_argument("--ours-steps", type=int, help="instead of the minutes")
+    parser.add_argument("--act-steps", type=int, help="instead of the minutes")
+    parser.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further word for vla-mot posttrain",
+    )
+    parser.add_argument(
+        "--act", action="append", default=[], metavar="--KEY=VALUE", help="a further word for lerobot-train"
+    )
+    return parser.parse_args(words)
+
+
+def main(words: list[str]) -> None:
+    """Run what is lacking, and print the table."""
+    graphics.choose()
+    Benchmark(parse(words)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
