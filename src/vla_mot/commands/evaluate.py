@@ -12,7 +12,7 @@ from vla_mot.commands.devices import require_device
 from vla_mot.commands.engines import EAGER, described, with_engine
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.settings import section
-from vla_mot.errors import CheckpointError, ConfigError
+from vla_mot.errors import ConfigError
 from vla_mot.evaluate.controllers import require_robot
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.results import POLICY_HASH, Evaluation
@@ -183,19 +183,16 @@ def _robot(policy: Policy) -> Robot:
 
 def _foresight_data(settings: EvaluateConfig, dataset: Path, policy: Path) -> foresight.ForesightData:
     """The dataset, split as the run that made the checkpoint did."""
-    run = folders.run_of(policy)
-    try:
-        split = folders.read_config(run)["data"] if run else {}
-        fraction, seed = split["validation_fraction"], split["split_seed"]
-    except (CheckpointError, KeyError, TypeError):
+    split = folders.split_of(policy)
+    if split is None:
         console.print(
             "the checkpoint lies in no run, so no episode is known to be held out: foresight is scored on all"
         )
-        fraction, seed = 0.0, 0
+    fraction, seed = split or (0.0, 0)
     return foresight.ForesightData(
         root=dataset,
         samples=settings.foresight_samples,
         cache=settings.cache,
-        validation_fraction=fit(float, "data.validation_fraction", fraction),
-        split_seed=fit(int, "data.split_seed", seed),
+        validation_fraction=fraction,
+        split_seed=seed,
     )

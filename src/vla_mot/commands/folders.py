@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from vla_mot.errors import CheckpointError, ConfigError, nearest
+from vla_mot.options import fit
 
 CONFIG_NAME = "config.yaml"
 LAUNCH = "launch"  # in a run's folder: what started its ranks, and what they print
@@ -88,6 +89,20 @@ def run_of(policy: Path) -> Path | None:
     place = policy.resolve()
     inside = place.name == "pretrained_model" and place.parent.parent.name == "checkpoints"
     return place.parents[2] if inside else None
+
+
+def split_of(policy: Path) -> tuple[float, int] | None:
+    """Share of the episodes that the run of a policy held out, and the seed of the split; None where it lies in no run.
+
+    Raises ConfigError where the run's configuration holds something else.
+    """
+    run = run_of(policy)
+    try:
+        data = read_config(run)["data"] if run else {}
+        fraction, seed = data["validation_fraction"], data["split_seed"]
+    except (CheckpointError, KeyError, TypeError):
+        return None
+    return fit(float, "data.validation_fraction", fraction), fit(int, "data.split_seed", seed)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ _EXTRAS = dict.fromkeys(("gymnasium", "pymunk", "pygame"), "conveyor") | dict.fr
     ("lerobot", "datasets", "av", "pyarrow", "matplotlib", "tensorboard"), "lerobot"
 )
 _EXTRAS |= dict.fromkeys(("hydra_submitit_launcher", "submitit"), "slurm") | {"peft": "peft"}
-_EXTRAS |= dict.fromkeys(("websockets", "msgpack"), "serve")
+_EXTRAS |= dict.fromkeys(("websockets", "msgpack"), "serve") | {"rerun": "rerun"}
 _EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
 _HELP = ("-h", "--help")
 
@@ -76,8 +76,11 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _find(arguments: list[str]) -> tuple[Command | None, list[str]]:
-    """The command that the first words name, and what follows; None for a group such as `data` alone."""
-    for command in COMMANDS:
+    """The command that the first words name, and what follows; None for a group such as `data` alone.
+
+    Of `evaluate` and `evaluate open_loop` the longer one is meant where all its words are there.
+    """
+    for command in sorted(COMMANDS, key=lambda command: -len(command.name.split())):
         words = command.name.split()
         if arguments[: len(words)] == words:
             return command, arguments[len(words) :]

@@ -182,7 +182,7 @@ COMMANDS = (
         name="data mixture",
         module="vla_mot.commands.mixture",
         config="mixture",
-        summary="what a mixture of datasets resolves to: weights, frames, hours, epochs, workers",
+        summary="what a mixture of datasets resolves to: weights, frames, epochs, workers",
         about=(
             "Reads only the info file of every dataset. Says what each group and dataset weighs, how often its frames "
             "are seen, what a data worker holds, and whether the mixture that comes out is the one that was asked for."
@@ -357,6 +357,43 @@ COMMANDS = (
         hub=("checkpoint",),
     ),
     Command(
+        name="evaluate open_loop",
+        module="vla_mot.commands.open_loop",
+        config="open_loop",
+        summary="predicted beside recorded chunks on any dataset, in numbers and pictures",
+        about=(
+            "Asks a policy for a chunk at moments of recordings, every chunk_size frames, and compares it with what "
+            "was done: squared and absolute error per dimension in physical units, per horizon step and embodiment, "
+            "joints and grippers apart, beside holding still; PSNR and SSIM of the foreseen pictures, beside copying "
+            "the last frame. Writes errors.csv, foresight.csv, open_loop.json and one HTML page (docs/open_loop.md). "
+            "Every dataset is read as its own robot; videos without actions are scored for foresight alone."
+        ),
+        keys=(
+            (
+                "checkpoint",
+                "required",
+                "a policy, checkpoint or run (its last checkpoint), or a Hub repository",
+            ),
+            ("dataset", "required", "a LeRobot dataset, a folder of datasets, or [one,another]"),
+            ("output", "required", "folder of tables, plots and the page; must be new"),
+            ("robot", "null", "read every dataset as this one; null: by its robot type"),
+            ("episodes", "10", "the first ones of each dataset; null: all"),
+            ("held_out", "false", "true: only of those that the checkpoint's run held out"),
+            ("stride", "null", "frames between two moments; null: one chunk"),
+            ("plots", "2", "episodes of each dataset that are drawn"),
+            ("rerun", "false", "true: the drawn episodes as open_loop.rrd, too (extra `rerun`)"),
+            ("num_steps", "null", "of the sampler; and solver"),
+            ("engine", "eager", "static or compiled (docs/inference.md)"),
+            ("device", "cpu", "where it computes"),
+        ),
+        examples=(
+            "vla-mot evaluate open_loop checkpoint=outputs/run dataset=outputs/conveyor output=outputs/open_loop",
+            "vla-mot evaluate open_loop checkpoint=outputs/run dataset=outputs/three output=outputs/all episodes=null",
+            "vla-mot evaluate open_loop checkpoint=outputs/run dataset=outputs/conveyor output=outputs/rrd rerun=true",
+        ),
+        hub=("checkpoint",),
+    ),
+    Command(
         name="report",
         module="vla_mot.commands.report",
         config="report",
@@ -457,7 +494,7 @@ COMMANDS = (
         name="export",
         module="vla_mot.commands.export",
         config="export",
-        summary="a policy as programs that run without vla_mot: torch.export, ONNX, AOTInductor",
+        summary="a policy as programs without vla_mot: torch.export, ONNX, AOTInductor",
         about=(
             "Writes prefill (pictures, state, instruction to keys and values) and denoise (one velocity), with "
             "program.json, which says what goes in and comes out and how a robot's numbers are normalized, and golden "

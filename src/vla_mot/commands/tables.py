@@ -1,11 +1,17 @@
 """Results as tables for people."""
 
+import math
+
 from rich.table import Table
 
 from vla_mot.commands.console import console
 from vla_mot.evaluate.foresight_report import METHOD_LABELS, ForesightReport
 from vla_mot.evaluate.intervals import Interval
+from vla_mot.evaluate.open_loop.errors import ActionErrors
+from vla_mot.evaluate.open_loop.pictures import METHODS, PictureScores
+from vla_mot.evaluate.open_loop.results import OpenLoopResult
 from vla_mot.evaluate.results import Evaluation
+from vla_mot.evaluate.wording import counted
 
 
 def show_success(evaluation: Evaluation) -> None:
@@ -49,6 +55,60 @@ def show_foresight(report: ForesightReport) -> None:
             table.add_row(view, label, _span(moving.mse), _span(moving.ratio), _span(whole.mse), psnr)
         table.add_section()
     console.print(table)
+
+
+def show_open_loop(result: OpenLoopResult) -> None:
+    """Print, per embodiment, action errors beside holding still, and what was foreseen beside copying; then what was
+    left out."""
+    for name in result.by_embodiment():
+        errors, pictures = result.errors(name), result.pictures(name)
+        if errors is not None:
+            _show_errors(errors)
+        if pictures is not None:
+            _show_pictures(name, pictures)
+    for found in result.datasets:
+        for note in found.notes:
+            console.print(f"{found.dataset}: {note}", soft_wrap=True)
+
+
+def _show_errors(errors: ActionErrors) -> None:
+    table = Table(
+        title=f"Actions of {errors.embodiment}, open loop: {counted(errors.moments, 'chunk')} of "
+        f"{counted(errors.episodes, 'episode')}",
+        title_justify="left",
+    )
+    table.add_column("dimensions")
+    for heading in ("squared error", "absolute error", "when held still", "times held still"):
+        table.add_column(heading, justify="right")
+    singles = [errors.single(place) for place in range(len(errors.dimensions))]
+    for groups in (errors.groups(), singles):
+        for group in groups:
+            mine, held = errors.score(group), errors.score(group, "hold")
+            cells = (_short(mine.mse), _short(mine.mae), f"{held.mae.value:.3g}", _short(mine.times))
+            table.add_row(group.label, *cells)
+        table.add_section()
+    console.print(table)
+
+
+def _show_pictures(name: str, pictures: PictureScores) -> None:
+    table = Table(title=f"Foresight of {name}, in pixels", title_justify="left")
+    table.add_column("camera")
+    table.add_column("prediction")
+    for heading in ("PSNR", "SSIM", "pictures"):
+        table.add_column(heading, justify="right")
+    for camera in pictures.cameras:
+        for method, label in METHODS.items():
+            score = pictures.score(camera, method)
+            count = f"{pictures.pictures(camera):,}"
+            table.add_row(camera, label, f"{_short(score.psnr, '.1f')} dB", _short(score.ssim, ".3f"), count)
+        table.add_section()
+    console.print(table)
+
+
+def _short(interval: Interval, form: str = ".3g") -> str:
+    if math.isnan(interval.low):
+        return f"{interval.value:{form}}"
+    return f"{interval.value:{form}} ({interval.low:{form}} … {interval.high:{form}})"
 
 
 def _span(interval: Interval) -> str:

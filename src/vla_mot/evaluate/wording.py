@@ -43,6 +43,11 @@ def psnr(array: np.ndarray, truth: np.ndarray) -> str:
     return "exact" if error == 0 else f"{-10 * np.log10(error):.1f} dB"
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 episode`, `1,200 episodes`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def sentence(text: str) -> str:
     """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
