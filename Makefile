@@ -1,9 +1,9 @@
 # `make` alone lists what there is. Every target builds .venv/ first if it has to; nothing else is installed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-newest lint format bench lock clean distclean
+.PHONY: help setup demo test test-slow test-newest lint format docs bench lock clean distclean
 
 BIN := .venv/bin
-# Extra words for the command of `demo`, `test`, `test-slow`: make test ARGS="-k mask"
+# Extra words for the command of `demo`, `test`, `test-slow`, `docs`: make test ARGS="-k mask"
 ARGS ?=
 # Parallel test processes; each computes on one thread.
 WORKERS ?= 2
@@ -41,6 +41,9 @@ lint: setup ## style, formatting and types
 format: setup ## rewrite what ruff can mend by itself
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+docs: setup ## the pages in docs/ as a site in outputs/site; a broken link or a page that is not listed ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 bench: setup ## every script in benchmarks/; each prints commit, device, dtype and shapes with its numbers
 	@set -e; for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
