@@ -100,11 +100,16 @@ def paired_difference(
     )
 
 
-def clustered(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def clustered(
+    values: Sequence[float],
+    confidence: float = CONFIDENCE,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
     """Mean of one number per cluster with Student's t interval: how far the mean of other clusters would be.
 
     A cluster is what is drawn anew as a whole, such as a training seed with all the episodes that its policy drove. One
-    cluster alone gives nothing to judge by: the ends are NaN. Raises ValueError without any.
+    cluster alone gives nothing to judge by: the ends are NaN. within: what is possible, where the ends are cut.
+    Raises ValueError without any cluster.
     """
     if not len(values):
         raise ValueError("at least one cluster is needed, got none.")
@@ -114,7 +119,8 @@ def clustered(values: Sequence[float], confidence: float = CONFIDENCE) -> Interv
     half = (
         student_quantile(0.5 + confidence / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
     )
-    return Interval(mean, mean - half, mean + half)
+    low, high = np.clip([mean - half, mean + half], *within).tolist()
+    return Interval(mean, low, high)
 
 
 def clustered_difference(
@@ -123,7 +129,8 @@ def clustered_difference(
     """Success of one way of training minus that of another, with training seeds as clusters (`clustered`).
 
     first, second: per training seed, its policy's successes in the same episodes, in the same order, so that neither
-    scenes nor seeds differ between the two. Raises ValueError for other seeds or episodes, or none.
+    scenes nor seeds differ between the two. Where every seed has episodes of its own, the interval speaks of other
+    scenes as well. Raises ValueError for other seeds or episodes, or none.
     """
     shapes = [[len(episodes) for episodes in arm] for arm in (first, second)]
     if shapes[0] != shapes[1] or not all(shapes[0]):
@@ -131,9 +138,7 @@ def clustered_difference(
             f"paired seeds and episodes are needed, got episodes per seed {shapes[0]} and {shapes[1]}."
         )
     gains = [float(np.mean(a) - np.mean(b)) for a, b in zip(first, second, strict=True)]
-    found = clustered(gains, confidence)
-    # Not max and min, which would hide the NaN of a lone seed.
-    return Interval(found.value, *(float(np.clip(end, -1.0, 1.0)) for end in (found.low, found.high)))
+    return clustered(gains, confidence, within=(-1.0, 1.0))
 
 
 def student_quantile(probability: float, degrees: int) -> float:
