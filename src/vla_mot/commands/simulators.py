@@ -149,9 +149,11 @@ def _metaworld_demonstrations(
     """The tasks in turn, with the scene of every seed."""
     if static_fraction:
         raise ConfigError("nothing moves by itself in Meta-World: leave static_fraction at 0.")
-    env = _metaworld(options)
+    _metaworld(options).close()  # whose options are checked before anything of MuJoCo is imported here
     from vla_mot.evaluate.metaworld.demonstrate import DemonstrationNoise, demonstrate
+    from vla_mot.evaluate.metaworld.env import LONGEST
 
+    env = _metaworld({**options, "max_steps": LONGEST})
     disturbance = _disturbance(DemonstrationNoise, noise, "metaworld")
     with closing(env):
         for scene in itertools.count(seed):
