@@ -83,6 +83,7 @@ def _find(arguments: list[str]) -> tuple[Command | None, list[str]]:
     for command in sorted(COMMANDS, key=lambda command: -len(command.name.split())):
         words = command.name.split()
         if arguments[: len(words)] == words:
+            _require_no_word(command, arguments[len(words) :])
             return command, arguments[len(words) :]
     groups = {command.name.split()[0] for command in COMMANDS if " " in command.name}
     if arguments[0] in groups:
@@ -91,6 +92,13 @@ def _find(arguments: list[str]) -> tuple[Command | None, list[str]]:
         known = [c.name for c in COMMANDS if c.name.startswith(f"{arguments[0]} ")]
         raise ConfigError(unknown_name("command", " ".join(arguments[:2]), known))
     raise ConfigError(unknown_name("command", arguments[0], [command.name for command in COMMANDS]))
+
+
+def _require_no_word(command: Command, rest: list[str]) -> None:
+    """Raise ConfigError for a word behind `evaluate`, say, that belongs to no longer command."""
+    longer = [other.name for other in COMMANDS if other.name.startswith(f"{command.name} ")]
+    if longer and rest and rest[0].replace("_", "").isalpha():
+        raise ConfigError(unknown_name("command", f"{command.name} {rest[0]}", longer))
 
 
 @contextmanager

@@ -326,7 +326,8 @@ COMMANDS = (
         summary="closed loop over seeded episodes, with a confidence interval",
         about=(
             "Runs a policy in the simulator. An episode depends on its seed alone, so two evaluations with the same "
-            "seeds are paired. Writes results.json, episodes.csv and a few videos."
+            "seeds are paired. Writes results.json, episodes.csv and a few videos. To compare with recordings instead: "
+            "`vla-mot evaluate open_loop`."
         ),
         keys=(
             (

@@ -41,7 +41,7 @@ class OpenLoopConfig:
     held_out: bool = False
     stride: int | None = None
     plots: int = 2
-    foresight: bool = True
+    pictures: bool = True
     rerun: bool = False
     num_steps: int | None = None
     solver: Solver | None = None
@@ -98,6 +98,10 @@ def _held_out(folder: Path) -> tuple[float, int]:
             f"held_out=true, but {folder} lies in no run, so no episode is known to be held out: leave it out, or name "
             "the run (checkpoint=<run>)."
         )
+    if not split[0]:
+        raise ConfigError(
+            "held_out=true, but the checkpoint's run held out no episode (validation_fraction=0)."
+        )
     return split
 
 
@@ -145,7 +149,7 @@ def _scorer(settings: OpenLoopConfig, found: Recording) -> DatasetScorer:
         stride=settings.stride or found.windows.config.chunk_size,
         episodes=found.episodes,
         draw=settings.seed,
-        pictures=settings.foresight,
+        pictures=settings.pictures,
     )
     return DatasetScorer(
         subject, {episode: found.actions(episode) for episode in found.episodes[: settings.plots]}

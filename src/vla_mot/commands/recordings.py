@@ -36,12 +36,11 @@ class Choice:
     split: tuple[float, int] | None = None
 
     def of(self, total: int, root: Path) -> tuple[int, ...]:
-        """The episodes. Raises ConfigError where none was held out."""
-        held_out = range(total) if self.split is None else split_episodes(total, *self.split)[1]
-        if not held_out:
-            raise ConfigError(
-                f"held_out=true, but the checkpoint's run held out no episode of {root} (data.validation_fraction=0)."
-            )
+        """The episodes. Raises ConfigError where there are too few for the split."""
+        try:
+            held_out = range(total) if self.split is None else split_episodes(total, *self.split)[1]
+        except ConfigError as error:
+            raise ConfigError(f"held_out=true: dataset {root}: {error}") from error
         return tuple(held_out[: self.most])
 
 
@@ -90,14 +89,12 @@ def find_roots(given: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for root in given:
-        inside = {} if (root / "meta" / "info.json").is_file() or not root.is_dir() else _inside(root)
-        for name, place in (inside or {root.resolve().name: root}).items():
-            found[name if name not in found else str(place)] = place
+        is_dataset = (root / "meta" / "info.json").is_file() or not root.is_dir()
+        inside = () if is_dataset else find_datasets(root)
+        for name, place in {name: root / name for name in inside}.items() or [(root.resolve().name, root)]:
+            if place.resolve() not in {known.resolve() for known in found.values()}:
+                found[name if name not in found else str(place)] = place
     return found
-
-
-def _inside(root: Path) -> dict[str, Path]:
-    return {name: root / name for name in find_datasets(root)}
 
 
 def open_recording(
@@ -115,8 +112,9 @@ def open_recording(
     chosen: read it as the policy's robot, whatever it states. Raises DatasetError for one that cannot be read or does
     not fit, ConfigError for a robot that the policy does not know.
     """
-    robot = policy.robot if chosen else robot_of(name, read_info(root), policy, action_mode)
-    model = policy.spec.model
+    info, model = read_info(root), policy.spec.model
+    robot = policy.robot if chosen else robot_of(name, info, policy, action_mode)
+    choice.of(int(info.get("total_episodes", 1)), root)
     keep = partial(_frames_of, choice, root)
     source = Source.open(root, robot.embodiment, missing="report", keep=keep)
     config = WindowConfig(model.chunk_size, model.offset(source.embodiment), model.view_size)

@@ -76,9 +76,19 @@ class PictureScores:
 
 
 def joined_pictures(parts: Sequence[PictureScores]) -> PictureScores:
-    """Scores of several datasets of one embodiment, their episodes one after another."""
-    sums, counts = ([getattr(part, name) for part in parts] for name in ("sums", "counts"))
-    return PictureScores(parts[0].cameras, np.concatenate(sums), np.concatenate(counts))
+    """Scores of several datasets of one embodiment, their episodes one after another.
+
+    A camera that a dataset does not have counts nothing there: two that nobody describes may go by one name.
+    """
+    cameras = tuple(dict.fromkeys(camera for part in parts for camera in part.cameras))
+    episodes = sum(len(part.counts) for part in parts)
+    sums, counts = np.zeros((episodes, len(cameras), len(METHODS), 2)), np.zeros((episodes, len(cameras)))
+    first = 0
+    for part in parts:
+        rows = slice(first, first := first + len(part.counts))
+        places = [cameras.index(camera) for camera in part.cameras]
+        sums[rows, places], counts[rows, places] = part.sums, part.counts
+    return PictureScores(cameras, sums, counts)
 
 
 def short_name(camera: str) -> str:
