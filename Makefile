@@ -24,9 +24,10 @@ demo: setup ## record data, train, drive the robot and draw what it foresees: no
 test: setup ## the tests that end within minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
 
-# pytest's 5 means that nothing was selected, which is no failure of a set that may be empty.
+# A file stays with one process, which makes its fixtures once. pytest's 5 means that nothing was selected, which is no
+# failure of a set that may be empty.
 test-slow: setup ## the honest but long tests
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS) || [ $$? -eq 5 ]
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not gpu" -n $(WORKERS) --dist loadfile $(ARGS) || [ $$? -eq 5 ]
 
 # What touches transformers: it changes between versions, and the lock holds only the one that lerobot allows.
 test-newest: setup ## the model's tests on the newest transformers 5.x, in .venv-newest/ without lerobot
