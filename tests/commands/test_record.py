@@ -7,6 +7,8 @@ from tests.composed import composed
 from tests.three_datasets import EPISODES, RECORDINGS, SIZE
 from vla_mot.data.source import Source
 from vla_mot.envs.conveyor import ConveyorEnv
+from vla_mot.errors import ConfigError
+from vla_mot.evaluate.metaworld import graphics
 from vla_mot.robots.catalog import find_embodiment
 from vla_mot.robots.embodiment import Embodiment
 
@@ -146,3 +148,31 @@ def test_what_the_robot_does_not_give_is_refused_before_anything_is_recorded(
     assert said.code == 2
     assert all(message in " ".join(said.err.split()) for message in messages), said.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sim
+def test_meta_worlds_robot_and_disturbances_come_with_it(vla_mot, tmp_path):
+    pytest.importorskip("metaworld", reason="vla-mot[metaworld] is not installed")
+    try:
+        graphics.choose()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    tasks = "env.tasks=[button-press-topdown-v3,handle-press-v3]"
+    words = ("env=metaworld", tasks, "env.image_size=32", "env.max_steps=1", "seed=4")
+    said = vla_mot("data", "record", f"output={tmp_path / 'metaworld'}", "episodes=2", *words)
+    assert said.code == 0, said.err
+    source = opened(tmp_path, "metaworld")
+    assert source.cameras == (
+        "observation.image",
+        "observation.images.corner",
+        "observation.images.gripperPOV",
+    )
+    assert [source.task(int(start)) for start in source.bounds[:, 0]] == [
+        "Press a button from the top",
+        "Press a handle down",
+    ]
+    assert source.state.shape[1] == source.action.shape[1] == 4 and source.action.abs().max() <= 1
+    refused = vla_mot(
+        "data", "record", f"output={tmp_path / 'none'}", "env=metaworld", "env.tasks=[draw-open-v3]"
+    )
+    assert refused.code == 2 and "Did you mean 'drawer-open-v3'?" in " ".join(refused.err.split())
