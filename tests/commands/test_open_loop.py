@@ -13,6 +13,7 @@ import yaml
 
 from tests.infer.tiny_policy import known_robot, tiny_policy
 from vla_mot.commands.folders import find_policy
+from vla_mot.commands.recordings import find_roots
 from vla_mot.data.source import Source
 from vla_mot.data.split import split_episodes
 from vla_mot.infer.policy import Policy
@@ -27,6 +28,24 @@ def two_robots(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two") / "policy"
     Policy(policy.model, replace(policy.spec, robots=robots)).save_pretrained(folder)
     return folder
+
+
+def test_datasets_are_found_once_each(three_datasets):
+    one, film = three_datasets / "conveyor", three_datasets / "conveyor_video"
+    assert find_roots([one]) == {"conveyor": one}
+    assert list(find_roots([three_datasets])) == ["conveyor", "conveyor_fingers", "conveyor_video"]
+    assert find_roots([film, three_datasets, one]) == {
+        "conveyor_video": film,
+        "conveyor": one,
+        "conveyor_fingers": three_datasets / "conveyor_fingers",
+    }
+
+
+def test_datasets_of_one_name_are_told_apart(three_datasets, tmp_path):
+    (tmp_path / "conveyor" / "meta").mkdir(parents=True)
+    (tmp_path / "conveyor" / "meta" / "info.json").write_text("{}")
+    one, other = three_datasets / "conveyor", tmp_path / "conveyor"
+    assert find_roots([one, other]) == {"conveyor": one, str(other): other}
 
 
 def results(folder: Path) -> dict:
