@@ -113,6 +113,7 @@ def test_what_is_not_foreseen_is_said():
     assert found.pictures is None
     assert "foresees nothing" in found.notes[0]
     assert set(found.traces[0].moments[0].views["head"]) == {"past", "copy_last", "truth"}
+    assert "foresees nothing" in score(tiny_policy(generation=None, foresight=None), recorded()).notes[0]
     assert "it was not asked for" in score(tiny_policy(), recorded(), pictures=False).notes[0]
     short = replace(recorded(), future_valid=torch.zeros(5, dtype=torch.bool))
     assert "no moment has a frame 3 frames later" in score(tiny_policy(), short).notes[0]
