@@ -104,6 +104,9 @@ def test_the_table_says_what_was_found(tmp_path):
     assert full[1] == "87.5 % (0.0 … 100.0)" and full[-3:] == ["1.10", "0.200", "50"]
     assert less[0].startswith("C no foresight loss") and less[-3:] == ["1.10, untrained", "0.100", "100"]
     assert "head (copying: 4.00)" in lines[4][5]
+    assert lines[-1][0].startswith(
+        f"(`python tools/foresight_ablation.py output={tmp_path} arms=A,C seeds=2 steps=100`"
+    )
     TOOL["draw"](found, tmp_path / "ablation.png")
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
@@ -131,7 +134,9 @@ def test_killed_on_its_way_it_goes_on_with_what_is_there(tmp_path, capsys):
         ]
         assert steps == [1, 2, 3, 4]
     full, less = (
-        open_checkpoint(tmp_path / "runs" / f"{arm}-0" / "checkpoints" / "000000").load().state_dict()
+        open_checkpoint(tmp_path / "runs" / f"{arm}-0" / "checkpoints" / "000000" / "pretrained_model")
+        .load()
+        .state_dict()
         for arm in "AB"
     )
     assert all(torch.equal(weight, full[name]) for name, weight in less.items()) and len(less) < len(full)

@@ -68,7 +68,10 @@ Wins = dict[tuple[str, str, str], list[list[bool]]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for on the command line; the fields that `words` follow change no result that is there."""
+    """What was asked for. words: for training. arms, seeds and turns change no result that is there.
+
+    command: as it was typed.
+    """
 
     output: Path
     steps: int
@@ -79,6 +82,7 @@ class Settings:
     arms: tuple[str, ...]
     seeds: int
     turns: int
+    command: str
 
     @classmethod
     def read(cls, words: Sequence[str]) -> "Settings":
@@ -96,7 +100,8 @@ class Settings:
         at_least(1, numbers)
         own = {"output", "arms", *DEFAULTS}
         further = tuple(word for word in words if word.partition("=")[0] not in own)
-        return cls(output=Path(given["output"]), arms=arms, words=further, **numbers)
+        typed = f"python tools/foresight_ablation.py {' '.join(words)}"
+        return cls(output=Path(given["output"]), arms=arms, words=further, command=typed, **numbers)
 
     @property
     def grid(self) -> list[int]:
@@ -357,7 +362,7 @@ def summary(
             if arm in settings.arms
         },
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
-        "provenance": {"date": f"{date.today()}", "command": " ".join(sys.argv), **describe_machine()},
+        "provenance": {"command": settings.command, "date": f"{date.today()}", **describe_machine()},
     }
 
 
@@ -387,7 +392,7 @@ def table(found: Mapping[str, Any]) -> str:
     made, asked = found["provenance"], found["settings"]
     lines += [
         "",
-        f"({made['command']}, {made['date']}, seeds 0 to {asked['seeds'] - 1}, {asked['steps']} steps, "
+        f"(`{made['command']}`, {made['date']}, seeds 0 to {asked['seeds'] - 1}, {asked['steps']} steps, "
         f"{asked['episodes']} episodes per seed and motion; {made['processor']}, {made['cores']} cores. 95 % intervals "
         "over seeds; differences in percentage points.)",
     ]

@@ -163,6 +163,17 @@ def test_the_first_batch_whitens_a_policy_from_scratch_once(scratch, native, met
     assert torch.equal(opened.model.tokenizer.latent_std, stored)
 
 
+def test_a_policy_without_generation_expert_trains_on_actions_alone(meta):
+    torch.manual_seed(0)
+    config = scratch_config()
+    config.model = options() | {"generation": None, "foresight": None}
+    policy = make_policy(config, ds_meta=meta)
+    loss, terms = policy.train().forward(windows(policy.config, meta))
+    loss.backward()
+    assert terms["foresight_loss"] == 0.0 and loss.item() == pytest.approx(terms["action_loss"])
+    assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
+
+
 def test_a_tokenizer_of_another_size_is_whitened_on_what_it_encodes(meta):
     """The view arrives at 32 pixels, the tokenizer sees 16: it is fitted there, as the frames are encoded there."""
     config = scratch_config()

@@ -216,7 +216,7 @@ class VlaMotPolicy(PreTrainedPolicy):
 
     def _whiten(self, batch: Batch) -> None:
         """Fit the foresight tokenizer of a policy from scratch, once, on the pictures of its first batch."""
-        if self._whitened:
+        if self._whitened or self.model.tokenizer is None:
             return
         present = batch.observation.images[:, :, 1][batch.observation.view_mask]
         self.model.fit_tokenizer(present)
