@@ -15,6 +15,9 @@ _FREE = (MANIFEST_FILE, "README.md", ".gitattributes", "train_config.json")  # m
 _LEROBOT = (
     PROCESSOR_FILES.keys()
 )  # lerobot-train writes them again, with its own device; nothing of ours reads them
+_STATES = tuple(
+    f"{Path(name).stem}_step_" for name in PROCESSOR_FILES
+)  # and the normalizers' numbers beside them
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def _names(folder: Path) -> list[str]:
     return sorted(
         path.as_posix()
         for path in files
-        if path.as_posix() not in _FREE and not any(part.startswith(".") for part in path.parts)
+        if path.as_posix() not in _FREE
+        and not path.name.startswith(_STATES)
+        and not any(part.startswith(".") for part in path.parts)
     )
 
 

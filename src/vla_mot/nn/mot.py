@@ -185,7 +185,7 @@ class JointTransformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the projections, and so of what runs through the stack; the heads' may be wider."""
-        return next(p.dtype for p in self.parameters() if p.dim() > 1)
+        return next(p.dtype for name, p in self.named_parameters() if "norm" not in name)  # shards are flat
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub import ModelCard
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
 from torch import Tensor
@@ -34,6 +35,7 @@ from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
 from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
 from vla_mot.options import fit
+from vla_mot.policy.card import trained_card
 from vla_mot.policy.configuration_released import ReleasedConfig
 from vla_mot.policy.configuration_vla_mot import VlaMotConfig
 from vla_mot.policy.features import dataset_embodiment, dataset_statistics
@@ -47,6 +49,8 @@ from vla_mot.robots.robot import Robot
 log = logging.getLogger(__name__)
 
 _PREFIX = "model."
+# A regular expression of whole names, as peft reads a text.
+_ADAPTED = r"model\.(stack\.layers\.\d+\.experts\.\w+\.\w+\.\w+_proj|action\.(\w+_proj|time_mlp_\w+))"
 
 
 class VlaMotPolicy(PreTrainedPolicy):
@@ -172,6 +176,18 @@ class VlaMotPolicy(PreTrainedPolicy):
         self.config._save_pretrained(save_directory)
         write_manifest(save_directory)  # again, since LeRobot wrote its config.json over ours
 
+    def generate_model_card(
+        self,
+        dataset_repo_id: str,
+        model_type: str,
+        license: str | None,
+        tags: list[str] | None,
+        cfg: Any = None,
+        dataset_meta: Any = None,
+    ) -> ModelCard:
+        """The README.md of what `push_to_hub` uploads; LeRobot asks."""
+        return trained_card(self.spec, self.config.repo_id, dataset_repo_id, license, tags, cfg)
+
     # ---- training -------------------------------------------------------------------------------------------
 
     def get_optim_params(self) -> list[dict[str, Any]]:
@@ -181,6 +197,10 @@ class VlaMotPolicy(PreTrainedPolicy):
             {"params": [p for p in trained if p.dim() > 1]},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """What `--peft.*` adapts unless it says otherwise: every linear layer of the experts, and the action heads'."""
+        return {"target_modules": _ADAPTED, "modules_to_save": []}
 
     def forward(self, batch: Mapping[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         """The loss L_act + λ·L_gen of LeRobot's windows, over real places only, and its two terms.
@@ -261,10 +281,12 @@ class VlaMotPolicy(PreTrainedPolicy):
         inference_delay: int | None = None,
         prev_chunk_left_over: Tensor | None = None,
         execution_horizon: int | None = None,
+        past: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """A whole chunk `(B, L, D)`, absolute in physical units; the history is the frame of m calls ago.
 
         noise: `(B, L, A)` to start from; by default keyed by the episode's seed and the number of the call.
+        past: the observation of m control steps ago, of a caller who remembers: then that is the history.
         The others are LeRobot's for real-time chunking, and without effect unless `rtc_config` enables it.
         inference_delay: control steps until this chunk takes over. prev_chunk_left_over: `(R, D)` or `(B, R, D)`, what
             is left of the chunk that this method returned before. execution_horizon: instead of `rtc_config`'s.
@@ -273,7 +295,10 @@ class VlaMotPolicy(PreTrainedPolicy):
         """
         images, state, tasks = self._observed(batch)
         session = self._episode(len(state))
-        session.remember(images, self._steps_since())
+        if past is None:
+            session.remember(images, self._steps_since())
+        else:
+            session.remember_pair(pictures(past, self._policy.processor), images)
         bend = self._continuation(prev_chunk_left_over, inference_delay or 0, execution_horizon, state)
         return session.predict(state, tasks, noise, bend).actions
 
