@@ -50,11 +50,12 @@ def test_chunks_that_overlap_have_lanes_of_their_own(chunks, result):
     trace = result.datasets[0].traces[0]
     assert [chunk.frame for chunk in trace.chunks] == [0, 4, 8]
     place = "/a/one/episode_000000/actions/turn"
-    first = chunks[f"{place}/predicted_0"]
-    assert column(first, "frame") == [0, 1, 2, 3, 8, 9]
-    values = np.concatenate([trace.chunks[number].predicted[:, 0] for number in (0, 2)])
-    assert np.ravel(column(first, "Scalars:scalars")) == pytest.approx(values)
-    assert column(chunks[f"{place}/held_1"], "frame") == [4, 5, 6, 7]
+    first, gap = chunks[f"{place}/predicted_0"], [np.nan]
+    assert column(first, "frame") == [0, 1, 2, 3, 4, 8, 9, 10]
+    values = [part for number in (0, 2) for part in (trace.chunks[number].predicted[:, 0], gap)]
+    drawn = np.ravel(column(first, "Scalars:scalars"))
+    assert drawn == pytest.approx(np.concatenate(values), nan_ok=True), "no line leads from chunk to chunk"
+    assert column(chunks[f"{place}/held_1"], "frame") == [4, 5, 6, 7, 8]
     assert f"{place}/predicted" not in chunks
 
 

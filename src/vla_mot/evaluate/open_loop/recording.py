@@ -57,10 +57,11 @@ def _write_actions(stream: "rr.RecordingStream", found: DatasetResult, trace: Tr
     for column, dimension in enumerate(dimensions):
         curves = {"recorded": (_RECORDED, np.arange(len(trace.actions)), trace.actions[:, column])}
         for ending, chunks in lanes.items():
-            frames = np.concatenate([chunk.frame + np.arange(len(chunk.predicted)) for chunk in chunks])
+            frames = np.concatenate([chunk.frame + np.arange(len(chunk.predicted) + 1) for chunk in chunks])
             for name, colour in (("predicted", _PREDICTED), ("held", _HELD)):
-                values = np.concatenate([getattr(chunk, name)[:, column] for chunk in chunks])
-                curves[name + ending] = (colour, frames, values)
+                # No number behind each chunk, so that no line leads from it to the next one.
+                parts = [part for chunk in chunks for part in (getattr(chunk, name)[:, column], [np.nan])]
+                curves[name + ending] = (colour, frames, np.concatenate(parts))
         for name, curve in curves.items():
             parts = [*_place(found, trace), "actions", dimension.name, name]
             _write_curve(stream, parts, f"{name} ({dimension.unit})", found.fps, *curve)
