@@ -60,8 +60,8 @@ def _write_actions(stream: "rr.RecordingStream", found: DatasetResult, trace: Tr
             frames = np.concatenate([chunk.frame + np.arange(len(chunk.predicted) + 1) for chunk in chunks])
             for name, colour in (("predicted", _PREDICTED), ("held", _HELD)):
                 # No number behind each chunk, so that no line leads from it to the next one.
-                parts = [part for chunk in chunks for part in (getattr(chunk, name)[:, column], [np.nan])]
-                curves[name + ending] = (colour, frames, np.concatenate(parts))
+                values = [part for chunk in chunks for part in (getattr(chunk, name)[:, column], [np.nan])]
+                curves[name + ending] = (colour, frames, np.concatenate(values))
         for name, curve in curves.items():
             parts = [*_place(found, trace), "actions", dimension.name, name]
             _write_curve(stream, parts, f"{name} ({dimension.unit})", found.fps, *curve)
