@@ -146,7 +146,7 @@ def _metaworld_expert(horizon: int) -> "Controller":
 def _metaworld_demonstrations(
     options: Mapping[str, Any], noise: Mapping[str, Any], seed: int, static_fraction: float
 ) -> Iterator[Demonstration]:
-    """The tasks in turn, with the scene of every seed."""
+    """The tasks in turn, each until its expert succeeds, so that as many of every task are kept."""
     if static_fraction:
         raise ConfigError("nothing moves by itself in Meta-World: leave static_fraction at 0.")
     _metaworld(options).close()  # whose options are checked before anything of MuJoCo is imported here
@@ -155,10 +155,15 @@ def _metaworld_demonstrations(
 
     env = _metaworld({**options, "max_steps": LONGEST})
     disturbance = _disturbance(DemonstrationNoise, noise, "metaworld")
+    # The environment picks the task by the seed: those of one task lie as far apart as there are tasks.
+    scenes = [itertools.count(seed + place, len(env.tasks)) for place in range(len(env.tasks))]
     with closing(env):
-        for scene in itertools.count(seed):
-            steps = list(demonstrate(env, scene, disturbance))
-            yield Demonstration([_frame(step) for step in steps], steps[-1].verdict)
+        for scene in itertools.chain.from_iterable(itertools.repeat(scenes)):
+            verdict = "running"
+            while verdict != "success":
+                steps = list(demonstrate(env, next(scene), disturbance))
+                verdict = steps[-1].verdict
+                yield Demonstration([_frame(step) for step in steps], verdict)
 
 
 # ---- what they share ----------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ class DemonstrationNoise:
     dwell_steps: steps that are recorded after the success, so that a chunk near the end shows how to hold.
     """
 
-    tremor: float = 0.3
-    correlation: float = 0.8
+    tremor: float = 0.1
+    correlation: float = 0.5
     push_rate: float = 0.02
     push: float = 1.0
     push_steps: tuple[int, int] = (3, 8)
