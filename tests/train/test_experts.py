@@ -90,6 +90,16 @@ def test_nothing_to_train_is_refused() -> None:
     freeze(tiny_model(), ExpertsConfig(FROZEN, FROZEN, FROZEN, ADAPTED))
 
 
+def test_an_expert_that_is_not_there_trains_in_no_way() -> None:
+    model = tiny_model(generation=None, foresight=None)
+    with pytest.raises(ConfigError, match=r"train\.experts\.generation says how .* does not have"):
+        freeze(model, ExpertsConfig(generation=FROZEN))
+    with pytest.raises(ConfigError, match="every expert is frozen"):
+        freeze(model, ExpertsConfig(vision=FROZEN, understanding=FROZEN, action=FROZEN))
+    freeze(model, ExpertsConfig(vision=FROZEN))
+    assert trained(model)["generation"] == trained(model)["vision"] == 0 < trained(model)["action"]
+
+
 def test_without_rates_of_their_own_there_are_matrices_and_vectors_in_the_model_s_order() -> None:
     model = tiny_model()
     found = groups(model.named_parameters(), ExpertsConfig())

@@ -85,6 +85,12 @@ def cost(**changes: Any) -> Cost:
     return cost_of(tiny_config(), replace(TRAIN, **changes), CACHED)
 
 
+def test_an_absent_generation_expert_costs_nothing() -> None:
+    cost, whole = cost_of(tiny_config(generation=None, foresight=None), TRAIN), cost_of(tiny_config(), TRAIN)
+    assert cost.tokens == {**whole.tokens, "generation": 0} and cost.encoding == 0
+    assert cost.forward < whole.forward and cost.backward < whole.backward
+
+
 def test_recomputing_is_no_work_of_the_model() -> None:
     assert cost(parallel=ParallelConfig(recompute="full")) == cost()
 

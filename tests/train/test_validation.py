@@ -166,6 +166,16 @@ def test_foresight_stands_beside_copying_the_last_frame():
         assert scored()[f"foresight/{name}"] == pytest.approx(total / count, rel=1e-4), name
 
 
+def test_a_model_that_foresees_nothing_is_scored_on_its_actions():
+    known = tiny_policy(generation=None, foresight=None)
+    one = Validator([BATCHES[0]], known.spec, ORIGINS, train_config(val_pictures=2))
+    found = one.score(known.model)
+    numbers = one.numbers(found.sums)
+    assert found.picture is None and numbers["action_loss"] > 0
+    assert [name for name in numbers if name.startswith("action_mae")]
+    assert not [name for name in numbers if name.startswith("foresight/")] and numbers["foresight_loss"] == 0
+
+
 def test_losses_are_told_apart_by_dataset_and_robot():
     assert {name.rpartition("/")[0] for name in scored() if name.endswith("/foresight_loss")} == {
         "dataset/belt", "dataset/arm", "dataset/people",

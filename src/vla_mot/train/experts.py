@@ -48,9 +48,16 @@ def training_of(name: str, experts: ExpertsConfig) -> ExpertTraining | None:
 def freeze(model: nn.Module, experts: ExpertsConfig) -> None:
     """Set `requires_grad` False on the weights of frozen experts.
 
-    What the model itself froze (weights that nobody reads) stays so. Raises ConfigError when nothing would train.
+    What the model itself froze (weights that nobody reads) stays so. Raises ConfigError when nothing would train, or
+    where an expert is told how to train that the model does not have.
     """
-    if all(getattr(experts, name).frozen for name in EXPERTS):
+    there = {expert_of(name) for name, _ in model.named_parameters()}
+    for name in EXPERTS:
+        if name not in there and getattr(experts, name) != ExpertTraining():
+            raise ConfigError(
+                f"train.experts.{name} says how an expert trains that the model does not have; leave it out."
+            )
+    if all(getattr(experts, name).frozen for name in EXPERTS if name in there):
         raise ConfigError("every expert is frozen, so nothing would train; see train.experts.")
     for name, weight in model.named_parameters():
         how = training_of(name, experts)
