@@ -33,7 +33,7 @@ BLOCKS = {
     ACTION: ("action", "#c2504a"),
 }
 DRAWS = 2
-CELL, LEFT, TOP = 18, 150, 130  # pixels
+CELL, LEFT, TOP, RIGHT = 16, 130, 110, 50  # pixels
 
 
 def layout() -> TokenLayout:
@@ -54,7 +54,8 @@ def draw() -> str:
     """The picture: a filled cell where a query (row) may attend to a key (column), in the key's colour."""
     allowed, blocks = mask(), layout().block.tolist()
     side = CELL * len(blocks)
-    shapes = [f'<rect width="{LEFT + side + 20}" height="{TOP + side + 50}" fill="#ffffff"/>']
+    width, height = LEFT + side + RIGHT, TOP + side + 50
+    shapes = [f'<rect width="{width}" height="{height}" fill="#ffffff"/>']
     for row, seen in enumerate(allowed.tolist()):
         for column, may in enumerate(seen):
             fill = BLOCKS[blocks[column]][1] if may else "#eeeeee"
@@ -65,8 +66,8 @@ def draw() -> str:
     shapes += [*labels(), *borders(blocks, side), *legend(side)]
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + side + 20} {TOP + side + 50}" '
-            'font-family="sans-serif" font-size="12">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+            f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
             "<title>Rows are queries, columns are keys; a filled cell may be attended to.</title>",
             *shapes,
             "</svg>\n",

@@ -5,11 +5,14 @@ together; here each becomes an entry of a list.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import griffe
 
 _ENTRY = re.compile(r"(\*{0,2}[a-z_]\w*(?:, [a-z_]\w*)*): (?=\S)")
+_SENTENCE = re.compile(rf"(?<=\.) (?={_ENTRY.pattern})")
+"""Where one entry ends and another begins on the same line."""
 
 
 class Entries(griffe.Extension):
@@ -25,7 +28,7 @@ def as_markdown(text: str) -> str:
     """Lines `name: …` and what goes on with them as list entries; everything else as it is."""
     lines: list[str] = []
     listing = False
-    for line in text.splitlines():
+    for line in _one_each(text.splitlines()):
         if entry := _ENTRY.match(line):
             if not listing and lines and lines[-1]:
                 lines.append("")
@@ -39,6 +42,16 @@ def as_markdown(text: str) -> str:
             lines.append(line)
             listing = False
     return "\n".join(lines)
+
+
+def _one_each(lines: list[str]) -> Iterator[str]:
+    """The lines, those of a list cut where another entry begins."""
+    listing = False
+    for line in lines:
+        listing = bool(line) and (listing or bool(_ENTRY.match(line)))
+        cut = [place.start() for place in _SENTENCE.finditer(line)] if listing else []
+        for start, end in zip([0, *cut], [*cut, len(line)], strict=True):
+            yield line[start:end].strip() if start else line[:end]
 
 
 def _begins_anew(before: str, line: str) -> bool:

@@ -76,7 +76,8 @@ def test_a_command_of_ours_composes(command, presets):
         config = compose(ours.config, [*overrides, f"hydra.searchpath=[file://{presets}]"])
     missing = OmegaConf.missing_keys(config)
     if command.fenced and command.whole and "resume=" not in command.text:
-        assert missing <= {"data.root", "output"} if "dry_run=true" in command.text else not missing, command
+        needless = {"data.root", "output"} if "dry_run=true" in command.text else set()
+        assert missing <= needless, f"{command}: needs {', '.join(sorted(missing))}"
     if ours.name in ("posttrain", "pretrain"):
         for key in missing:
             OmegaConf.update(config, key, "x")
@@ -125,6 +126,28 @@ def test_a_command_of_lerobot_has_these_options(command, tmp_path, monkeypatch):
     if needed.partition("=")[0] not in command.text:
         given += [needed, *also]
     draccus.parse(lerobots(command.program), args=given)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("vla-mot evaluate checkpoint=a output=b epsiodes=3", "epsiodes"),
+        ("vla-mot posttrain model=tinny data.root=a output=b", "tinny"),
+        ("vla-mot posttrain train.parallel.precision=bf61 data.root=a output=b", "bf61"),
+        ("vla-mot info", "needs checkpoint"),
+        ("vla-mot evalute checkpoint=a output=b", "no such command"),
+        ("lerobot-eval --env.type=pusht --policy.path=a --policy.num_step=3", "num_step"),
+        ("lerobot-eval --env.type=pushed --policy.path=a", "pushed"),
+    ],
+)
+def test_what_is_misspelt_is_found(words, told, presets, tmp_path, monkeypatch, capsys):
+    command = Command("page.md", 1, tuple(words.split()), words)
+    with pytest.raises((Exception, SystemExit)) as found:
+        if command.program == "vla-mot":
+            test_a_command_of_ours_composes(command, presets)
+        else:
+            test_a_command_of_lerobot_has_these_options(command, tmp_path, monkeypatch)
+    assert told in f"{found.value} {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("command", SCRIPTS, ids=str)
