@@ -1,4 +1,4 @@
-"""Stock LeRobot commands on our policy, as a user types them: real processes, offline."""
+"""Stock LeRobot commands on our policy, as a user types them: real processes, offline. More of them: test_wheels.py."""
 
 import json
 import subprocess
@@ -8,10 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.policy.conftest import REPO_ID
-from vla_mot.hub.files import read_json
-from vla_mot.hub.manifest import compare
-from vla_mot.hub.native import read_spec
-from vla_mot.infer.policy import Policy
 
 DATASET = [f"--dataset.repo_id={REPO_ID}", "--num_workers=0", "--log_freq=1", "--batch_size=4"]
 COMMON = ["--policy.device=cpu", "--policy.push_to_hub=false", "--env_eval_freq=0"]
@@ -59,32 +55,6 @@ def test_lerobot_eval_with_its_defaults(native, tmp_path):
     """Environments in processes of their own, more episodes than fit one batch."""
     info = evaluate(native, tmp_path / "eval", "--eval.n_episodes=3")
     assert info["overall"]["n_episodes"] == 3
-
-
-@pytest.mark.slow
-def test_lerobot_train_from_scratch(dataset, tmp_path):
-    options = ["--policy.type=vla_mot", "--policy.chunk_size=4", "--policy.n_action_steps=4", "--steps=2"]
-    saved = train(dataset, tmp_path / "run", *options, f"--policy.model={json.dumps(SMALL)}")
-    assert (saved / "train_config.json").is_file() and compare(
-        saved
-    ) == []  # `vla-mot verify` and `push` take it
-    policy = Policy.from_pretrained(saved)
-    assert policy.robot.embodiment.fps == 10
-    assert policy.robot.action_mode == "abs"
-    assert policy.spec.model.offset_frames == 3
-
-
-@pytest.mark.slow
-@pytest.mark.sim
-def test_lerobot_train_goes_on_from_a_native_checkpoint_and_resumes(native, dataset, tmp_path):
-    run = tmp_path / "run"
-    saved = train(dataset, run, f"--policy.path={native}", "--steps=2")
-    lerobot("train", f"--config_path={saved / 'train_config.json'}", "--resume=true", "--steps=4")
-    final = run / "checkpoints" / "000004" / "pretrained_model"
-    assert read_spec(final).config_dict() == read_spec(native).config_dict()
-    assert read_json(final / "stats.json") == read_json(native / "stats.json")
-    options = ["--env.max_steps=8", "--eval.use_async_envs=false"]
-    assert evaluate(final, tmp_path / "eval", *options)["overall"]["n_episodes"] == 2
 
 
 @pytest.mark.slow
