@@ -11,7 +11,6 @@ from tests.policy.conftest import REPO_ID
 
 DATASET = [f"--dataset.repo_id={REPO_ID}", "--num_workers=0", "--log_freq=1", "--batch_size=4"]
 COMMON = ["--policy.device=cpu", "--policy.push_to_hub=false", "--env_eval_freq=0"]
-SMALL = {"offset_frames": 3}
 
 
 def lerobot(command: str, *options: str, fails: bool = False) -> str:
