@@ -36,7 +36,7 @@ def settings(output: Path, *words: str):
 
 
 def test_words_are_settings_or_go_to_training(tmp_path):
-    read = settings(tmp_path, "seeds=2", "steps=10", "checkpoints=4", "arms=A,C", "train.lr=1e-3")
+    read = settings(tmp_path, "seeds=2", "steps=10", "checkpoints=4", "arms=C,A", "train.lr=1e-3")
     assert (read.seeds, read.grid, read.arms, read.words) == (
         2,
         [3, 6, 9, 10],

@@ -14,6 +14,7 @@ Writes <output>/table.md, results.json and ablation.png, and prints the table fo
 not done again: however it ended, the same command goes on. More arms or seeds may be asked for later.
 """
 
+import ctypes
 import math
 import shutil
 import signal
@@ -60,6 +61,7 @@ FIRST_SCENE = 100_000
 UNTRAINED = "C"  # its foresight head, which no loss reaches
 DEFAULTS = {"seeds": 3, "steps": 3000, "episodes": 200, "demonstrations": 600, "turns": 4, "checkpoints": 12}
 _LOOK = 0.5  # seconds between two looks at a run that is to end its turn
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _KEPT = 10_000  # checkpoints: all, also those between two turns
 
 Wins = dict[tuple[str, str, str], list[list[bool]]]
@@ -90,9 +92,10 @@ class Settings:
         given = dict(word.partition("=")[::2] for word in words)
         if "output" not in given:
             raise ConfigError("output must be given: write output=<folder>.")
-        arms = tuple(dict.fromkeys(given.get("arms", ",".join(ARMS)).split(",")))
-        if "A" not in arms or not set(arms) <= ARMS.keys():
-            raise ConfigError(f"arms must be some of {','.join(ARMS)}, with A, got {','.join(arms)}.")
+        asked = given.get("arms", ",".join(ARMS)).split(",")
+        if "A" not in asked or not set(asked) <= ARMS.keys():
+            raise ConfigError(f"arms must be some of {','.join(ARMS)}, with A, got {','.join(asked)}.")
+        arms = tuple(arm for arm in ARMS if arm in asked)
         try:
             numbers = {key: int(given.get(key, value)) for key, value in DEFAULTS.items()}
         except ValueError as error:
@@ -197,7 +200,8 @@ def train(settings: Settings, arm: str, seed: int, until: int) -> None:
     if arm == "B":
         give_start(settings, seed)
     process = subprocess.Popen(
-        [sys.executable, "-m", "vla_mot.commands.main", "posttrain", *training_words(settings, arm, seed)]
+        [sys.executable, "-m", "vla_mot.commands.main", "posttrain", *training_words(settings, arm, seed)],
+        preexec_fn=_end_with_parent,
     )
     asked = False
     try:
@@ -213,6 +217,12 @@ def train(settings: Settings, arm: str, seed: int, until: int) -> None:
     ends = (command_line.OK, command_line.STOPPED, -signal.SIGTERM) if asked else (command_line.OK,)
     if process.returncode not in ends:
         raise SystemExit(process.returncode)
+
+
+def _end_with_parent() -> None:
+    """A run must not go on by itself when this script is killed, for the next one goes on with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def training_words(settings: Settings, arm: str, seed: int) -> list[str]:
@@ -452,7 +462,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command_line.STOPPED))
     try:
         main(sys.argv[1:])
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
