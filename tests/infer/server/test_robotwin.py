@@ -1,5 +1,10 @@
 """RoboTwin's policy interface around a real server: history, chunks, deltas and grippers are those of the policy."""
 
+import re
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +127,26 @@ def test_what_is_executed_of_a_chunk_is_a_setting(port):
     assert model.driver.reply["history"] == {"source": "received", "age_steps": PAST}
     with pytest.raises(ValueError, match=r"execute must lie in 1 … 50, a chunk's steps; got 51"):
         connect(port, execute=51)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_with_the_command_that_serves(policy, tmp_path):
+    """A checkpoint behind `vla-mot serve`, which says where it listens: the same actions as from memory."""
+    policy.save_pretrained(tmp_path / "p")
+    words = ["serve", f"checkpoint={tmp_path / 'p'}", "robot=aloha", "port=0"]
+    command = [sys.executable, "-m", "vla_mot.commands.main", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            said = [process.stdout.readline(), process.stdout.readline()]
+            model = connect(int(re.search(r"serving on ws://127\.0\.0\.1:(\d+)", said[1])[1]))
+            task = ToyTask()
+            robotwin.eval(task, model, task.get_obs())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    with serving({"aloha": policy}) as running:
+        again = ToyTask()
+        robotwin.eval(again, connect(running.port), again.get_obs())
+    np.testing.assert_allclose(np.stack(task.taken), np.stack(again.taken), atol=1e-6)
