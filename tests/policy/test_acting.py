@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.policy.conftest import CHUNK, GRIPPER, HEAD
+from tests.policy.conftest import CHUNK, GRIPPER, HEAD, OFFSET
 from vla_mot.errors import ConfigError
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
@@ -118,3 +118,17 @@ def test_another_number_of_robots_needs_a_reset(policy):
     policy.select_action(observation(0))
     with pytest.raises(ConfigError, match="began with 2 robots, this batch has 1"):
         policy.select_action(observation(1, robots=1))
+
+
+def test_a_caller_may_remember_by_itself(policy, native):
+    """The chunk is that of a policy which was called at every step, the frame of m steps ago being given."""
+    noise = torch.zeros(2, CHUNK, 5)
+    for step in range(OFFSET + 2):
+        chunk = policy.predict_action_chunk(observation(step), noise=noise)
+    alone = VlaMotPolicy.from_pretrained(native)
+    alone.predict_action_chunk(observation(7), noise=noise)  # leaves nothing behind
+    given = alone.predict_action_chunk(observation(OFFSET + 1), noise=noise, past=observation(1))
+    assert torch.equal(given, chunk)
+    assert not torch.equal(
+        alone.predict_action_chunk(observation(4), noise=noise, past=observation(0)), chunk
+    )
