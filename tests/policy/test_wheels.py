@@ -198,6 +198,11 @@ def test_sharded_training_is_the_same(environment, work, dataset, resumed, toget
     assert "sharding: DistributedType.FSDP" in said
     logged = [re.findall(r"step:(\d+) .* loss:(\S+) grdn:(\S+)", text) for text in (said, together)]
     assert len(logged[0]) == 2 and logged[0] == logged[1]
+    assert compare(work / "gathered") == []
+    saved = [load_file(at / "model.safetensors") for at in (work / "gathered", work / "two" / LAST)]
+    assert saved[0].keys() == saved[1].keys()
+    for name, weight in saved[0].items():
+        torch.testing.assert_close(weight, saved[1][name], atol=1e-4, rtol=1e-3)
 
 
 def test_the_adapter_is_on_every_expert_and_nothing_else_was_saved(adapted):
