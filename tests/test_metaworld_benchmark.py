@@ -39,16 +39,16 @@ def _drawable():
 def test_it_measures_what_fits_trains_both_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     tool = runpy.run_path(str(REPOSITORY / "tools" / "metaworld_benchmark.py"))
     said = f"{tmp_path / 'out'} --tasks {TASK} --demonstrations 2 --minutes 0.02 --rollouts 2 --lerobot-rollouts 0"
-    words = [*said.split(), *["--render", "fast", "--max-steps", "12", "--act-executes", "5"], *SMALL]
+    words = [*said.split(), *["--render", "fast", "--max-steps", "12", "--baselines", "act_small"], *SMALL]
     tool["main"](words)
     first = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in first[2:]] == [
         "scripted expert",
         "vla_mot",
-        "lerobot's ACT, 5 of each chunk executed",
+        "lerobot's ACT, made small, 10 steps of a chunk executed",
     ]
     assert all("/2, " in line for line in first[2:])
-    for name in ("ours", "act"):
+    for name in ("ours", "act_small"):
         assert json.loads((tmp_path / "out" / f"{name}_pace.json").read_text())["seconds_per_step"] > 0
         assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["finished"]
     monkeypatch.setattr(tool["subprocess"], "Popen", None)  # nothing is trained or driven again

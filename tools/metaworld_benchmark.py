@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,38 @@ from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.metaworld import graphics
 from vla_mot.evaluate.results import Arm, Evaluation
 
-TASKS = ("button-press-topdown-v3", "drawer-open-v3", "push-v3")
+TASKS = ("drawer-open-v3", "push-v3", "pick-place-v3")
 FIRST_SEED = 100_000  # of the rollouts; the demonstrations' is --seed
 PACE_STEPS = 60
-ACT = "lerobot's ACT"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A configuration of lerobot's ACT. executes: how many steps of its chunks, a row of the table for each."""
+
+    label: str
+    words: tuple[str, ...]
+    executes: tuple[int, ...]
+
+
+# ACT has 52 million weights, of which a CPU trains few steps in an hour: the small one is what would be chosen there.
+BASELINES = {
+    "act": Baseline("lerobot's ACT", (), (10, 100)),
+    "act_small": Baseline(
+        "lerobot's ACT, made small",
+        (
+            "--policy.dim_model=128",
+            "--policy.dim_feedforward=512",
+            "--policy.n_heads=4",
+            "--policy.chunk_size=20",
+            "--policy.n_action_steps=10",
+            "--policy.optimizer_lr=1e-4",
+            "--policy.optimizer_lr_backbone=1e-4",
+            "--batch_size=32",
+        ),
+        (10,),
+    ),
+}
 
 
 class Benchmark:
@@ -40,7 +70,7 @@ class Benchmark:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.root = options, options.output
-        self.dataset, self.ours, self.act = (self.root / name for name in ("dataset", "ours", "act"))
+        self.dataset, self.ours = self.root / "dataset", self.root / "ours"
         self.env = {
             "name": "metaworld",
             "cameras": ["corner2"],
@@ -52,9 +82,9 @@ class Benchmark:
     def run(self) -> None:
         """Everything; ends the script where a command fails."""
         self.record()
-        steps = {name: self.steps(name) for name in ("ours", "act")}
-        self.timed("ours", lambda: self.train_ours(self.ours, steps["ours"]))
-        self.timed("act", lambda: self.train_act(self.act, steps["act"]))
+        steps = {name: self.steps(name) for name in ("ours", *self.options.baselines)}
+        for name, count in steps.items():
+            self.timed(name, partial(self.train, name, self.root / name, count))
         for task in self.options.tasks:
             self.evaluate(task)
         print(self.table(steps))
@@ -71,28 +101,32 @@ class Benchmark:
 
     def steps(self, name: str) -> int:
         """Training steps that fit into the minutes, by a short run's pace; measured once."""
-        if given := getattr(self.options, f"{name}_steps"):
-            return given
         facts = read_facts(self.root / f"{name}_pace.json")
         if facts is None:
-            place = self.root / f"{name}_pace"
-            measure = {"ours": self.pace_of_ours, "act": self.pace_of_act}[name]
-            facts = {"seconds_per_step": measure(place)}
+            measure = self.pace_of_ours if name == "ours" else self.pace_of_act
+            facts = {"seconds_per_step": measure(name, self.root / f"{name}_pace")}
             write_facts(self.root / f"{name}_pace.json", facts)
         return max(1, int(self.options.minutes * 60 / facts["seconds_per_step"]))
 
-    def pace_of_ours(self, place: Path) -> float:
+    def pace_of_ours(self, name: str, place: Path) -> float:
         """Seconds per step, without the first ones."""
         self.train_ours(place, PACE_STEPS, "train.log_every=10")
         logged = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
         first, *_, last = (line for line in logged if line["kind"] == "train")
         return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
-    def pace_of_act(self, place: Path) -> float:
+    def pace_of_act(self, name: str, place: Path) -> float:
         """The same; lerobot says what a step and its data took."""
-        said = self.train_act(place, PACE_STEPS, "--log_freq=10")
+        said = self.train_act(name, place, PACE_STEPS, "--log_freq=10")
         _, *found = re.findall(r"updt_s:([\d.]+) data_s:([\d.]+)", said)
         return sum(float(update) + float(data) for update, data in found) / len(found)
+
+    def train(self, name: str, place: Path, steps: int) -> None:
+        """Train one of the policies."""
+        if name == "ours":
+            self.train_ours(place, steps)
+        else:
+            self.train_act(name, place, steps)
 
     def train_ours(self, place: Path, steps: int, *words: str) -> None:
         """Ours, on nine tenths of the episodes."""
@@ -103,7 +137,7 @@ class Benchmark:
             f"train.steps={steps}", f"train.seed={self.options.seed}", *words, *self.options.ours,
         )  # fmt: skip
 
-    def train_act(self, place: Path, steps: int, *words: str) -> str:
+    def train_act(self, name: str, place: Path, steps: int, *words: str) -> str:
         """lerobot's ACT without weights from anywhere, on the same episodes. Returns what it said."""
         last = place / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
         if last.is_file():
@@ -115,7 +149,7 @@ class Benchmark:
             f"--dataset.episodes={list(episodes)}", "--policy.type=act", "--policy.device=cpu",
             "--policy.pretrained_backbone_weights=null", "--policy.push_to_hub=false", f"--output_dir={place}",
             f"--steps={steps}", f"--save_freq={max(1, -(-steps // 4))}", f"--seed={self.options.seed}",
-            "--num_workers=1", *words, *self.options.act,
+            "--num_workers=1", *BASELINES[name].words, *words, *self.options.act,
         )  # fmt: skip
 
     def timed(self, name: str, work: Callable[[], Any]) -> None:
@@ -139,8 +173,9 @@ class Benchmark:
         ours = self.ours / "checkpoints" / "last" / "pretrained_model"
         self.drive_ours("expert", task, "controller=expert")
         self.drive_ours("ours", task, f"checkpoint={ours}")
-        for executed in self.options.act_executes:
-            self.drive_act(task, executed)
+        for name in self.options.baselines:
+            for executed in BASELINES[name].executes:
+                self.drive_act(name, task, executed)
         if self.options.lerobot_rollouts:
             self.drive_by_lerobot(ours, task)
 
@@ -151,17 +186,19 @@ class Benchmark:
             counts = [f"episodes={self.options.rollouts}", f"seed={FIRST_SEED}", "parallel=10", "videos=1"]
             vla_mot("evaluate", f"output={place}", *words, *counts, *self.env_words(f"[{task}]"))
 
-    def drive_act(self, task: str, executed: int) -> None:
+    def drive_act(self, name: str, task: str, executed: int) -> None:
         """ACT in the same loop."""
         from vla_mot.evaluate.lerobot_policy import LeRobotController
 
-        place = self.place(f"act{executed}", task)
+        place = self.place(f"{name}{executed}", task)
         if not place.exists():
-            controller = LeRobotController(self.act / "checkpoints" / "last" / "pretrained_model", executed)
+            controller = LeRobotController(
+                self.root / name / "checkpoints" / "last" / "pretrained_model", executed
+            )
             seeds = range(FIRST_SEED, FIRST_SEED + self.options.rollouts)
             make = simulators.make_env({**self.env, "tasks": [task]})
             episodes = run_episodes(make, controller, seeds, parallel=10)
-            Evaluation((Arm(f"act{executed}", ACT, tuple(episodes)),)).save(place)
+            Evaluation((Arm(name, BASELINES[name].label, tuple(episodes)),)).save(place)
 
     def drive_by_lerobot(self, policy: Path, task: str) -> None:
         """`lerobot-eval`, which draws its pictures five times as wide, with all shadows."""
@@ -192,7 +229,10 @@ class Benchmark:
         """Markdown: a row per policy, a column per task, success with its 95 % interval, and how it was made."""
         minutes = {name: (read_facts(self.root / f"{name}.json") or {})["seconds"] / 60 for name in steps}
         rows = {"expert": ("scripted expert", ""), "ours": ("vla_mot", "ours")}
-        rows |= {f"act{n}": (f"{ACT}, {n} of each chunk executed", "act") for n in self.options.act_executes}
+        for name in self.options.baselines:
+            for executed in BASELINES[name].executes:
+                label = f"{BASELINES[name].label}, {executed} steps of a chunk executed"
+                rows[f"{name}{executed}"] = (label, name)
         if self.options.lerobot_rollouts:
             rows["lerobot"] = ("vla_mot by `lerobot-eval`", "ours")
         lines = [f"| | {' | '.join(self.options.tasks)} | all | training |"]
@@ -263,15 +303,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--render", default="shadows", help="of demonstrations and rollouts; see conf/env/metaworld.yaml"
     )
     parser.add_argument("--max-steps", type=int, default=500, help="of a rollout in our loop")
-    parser.add_argument(
-        "--act-executes",
-        type=int,
-        nargs="+",
-        default=[10, 100],
-        help="steps of ACT's chunk that are executed",
-    )
-    parser.add_argument("--ours-steps", type=int, help="instead of the minutes")
-    parser.add_argument("--act-steps", type=int, help="instead of the minutes")
+    parser.add_argument("--baselines", nargs="*", choices=tuple(BASELINES), default=list(BASELINES))
     parser.add_argument(
         "--ours",
         action="append",
