@@ -5,8 +5,8 @@ from vla_mot.robots.dimensions import action_dimensions
 from vla_mot.robots.embodiment import Embodiment
 
 
-def robot(*fields: dict, state: tuple[str, ...] = ()) -> Embodiment:
-    spec = [{"key": "observation.state", "names": list(state), "units": ["rad"] * len(state)}]
+def robot(*fields: dict, state: tuple[str, ...] = (), unit: str = "rad") -> Embodiment:
+    spec = [{"key": "observation.state", "names": list(state), "units": [unit] * len(state)}]
     described = {"name": "r", "fps": None, "state": spec, "action": list(fields), "cameras": ["c"]}
     return Embodiment.from_dict(described)
 
@@ -46,6 +46,26 @@ def test_the_state_that_stands_for_an_action():
     assert [dimension.state for dimension in action_dimensions(robot(*fields, state=("x",)))] == [
         0, None, None, None,
     ]  # fmt: skip
+
+
+def test_a_state_in_another_unit_stands_for_nothing():
+    fields = (field("one", ["a", "b"], [True, False]),)
+    metres = robot(*fields, state=("a", "b"), unit="m")
+    assert [dimension.state for dimension in action_dimensions(metres)] == [None, None]
+
+
+def test_a_delta_is_one_in_its_action_mode_only():
+    body = robot(field("one", ["goal", "b"], [True, False]), state=("a", "b"))
+    as_learned = {
+        mode: [(d.delta, d.state) for d in action_dimensions(body, mode)] for mode in ("delta", "abs")
+    }
+    assert as_learned == {"delta": [(True, 0), (False, 1)], "abs": [(False, None), (False, 1)]}
+
+
+@pytest.mark.parametrize("mode", ["delta", "abs"])
+@pytest.mark.parametrize("name", ["widowx", "google_robot", "panda", "panda_omron", "metaworld"])
+def test_commands_and_motions_of_one_step_have_no_state_that_stands_for_them(name, mode):
+    assert {dimension.state for dimension in action_dimensions(find_embodiment(name), mode)} == {None}
 
 
 def test_names_that_occur_twice_carry_their_feature():

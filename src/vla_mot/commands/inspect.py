@@ -157,7 +157,9 @@ def _draw(
         if source is not None and source.has_actions:
             first = moments[0] if moments else None
             drawn = _numbers(source, first.frame if first else 0, chunk_size, action_mode)
-            path = draw_curves(_curves(source, drawn), drawn.frame, source.fps, folder / "actions.png")
+            path = draw_curves(
+                _curves(source, drawn, action_mode), drawn.frame, source.fps, folder / "actions.png"
+            )
             counted = min(_COUNTED, source.num_episodes)
             note = f"Episode {drawn.episode}, normalized with statistics of {counted} of its episodes."
             pictures["What the model learns"] = (note, path)
@@ -194,9 +196,9 @@ def _numbers(source: Source, frame: int, chunk_size: int, action_mode: str) -> C
     return trace(source, 0, frame, statistics)
 
 
-def _curves(source: Source, drawn: ChunkTrace) -> list[Curve]:
-    """One for each action dimension, with the state beneath it that it is a delta of or that has its name."""
-    actions = action_dimensions(source.embodiment)
+def _curves(source: Source, drawn: ChunkTrace, action_mode: str) -> list[Curve]:
+    """One for each action dimension, with the state beneath it that it commands, where one does."""
+    actions = action_dimensions(source.embodiment, action_mode)
     curves = []
     for i, at in enumerate(actions):
         state = None if at.state is None else drawn.state[:, at.state].numpy()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.evaluate.open_loop.moments import driving, recorded, two_units
-from tests.infer.tiny_policy import HEAD, tiny_policy
+from tests.infer.tiny_policy import HEAD, known_robot, tiny_policy
 from vla_mot.evaluate.open_loop.recorded import hold_still, predict, silent_robot
 from vla_mot.infer.policy import Policy
 from vla_mot.robots.embodiment import Embodiment
@@ -41,6 +41,15 @@ def test_holding_still_is_the_state_or_the_mean_action():
     for step in range(still.shape[1]):
         assert torch.equal(still[:, step, :2], seen.state)
         assert still[:, step, 2].tolist() == pytest.approx([0.3] * 5)
+
+
+@pytest.mark.parametrize(("mode", "mean"), [("abs", 0.1), ("delta", 0.1 + 0.1)])
+def test_holding_still_where_actions_are_commands_is_the_mean_command(mode, mean):
+    seen = recorded(state_dim=8, action_dim=7)
+    still = hold_still(
+        known_robot("panda", 4, mode), seen
+    )  # learned, its mean is 0.1; so is that of its state
+    assert torch.allclose(still, torch.full_like(seen.actions, mean))
 
 
 def test_a_robot_without_actions_is_only_foreseen():

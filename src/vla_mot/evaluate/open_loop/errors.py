@@ -189,7 +189,7 @@ class ErrorSums:
         return ActionErrors(
             embodiment=robot.embodiment.name,
             action_mode=robot.action_mode,
-            dimensions=action_dimensions(robot.embodiment),
+            dimensions=action_dimensions(robot.embodiment, robot.action_mode),
             deviations=robot.statistics.action.std.double().numpy() + EPS,
             sums=np.stack([sums for sums, _ in found]),
             counts=np.stack([counts for _, counts in found]),

@@ -65,12 +65,18 @@ def predict(policy: Policy, seen: Recorded, draw: int = 0) -> Predicted:
 
 
 def hold_still(robot: Robot, seen: Recorded) -> Tensor:
-    """`(B, L, D)`: every action is the present state; where no state stands for it, the training data's mean."""
-    mean = robot.statistics.action.mean
-    columns = [
-        mean[place].expand(len(seen.state)) if dimension.state is None else seen.state[:, dimension.state]
-        for place, dimension in enumerate(action_dimensions(robot.embodiment))
-    ]
+    """`(B, L, D)`: every action is the present state; where no state stands for it, the training data's mean action.
+
+    What is learned as a delta of something else is counted as a delta, so the mean state is added to it again.
+    """
+    learned, state = robot.statistics.action.mean, robot.statistics.state.mean
+    columns = []
+    for place, dimension in enumerate(action_dimensions(robot.embodiment, robot.action_mode)):
+        if dimension.state is not None:
+            columns.append(seen.state[:, dimension.state])
+            continue
+        offset = state[place] if dimension.delta and place < len(state) else 0.0
+        columns.append((learned[place] + offset).expand(len(seen.state)))
     still = torch.stack(columns, dim=1)
     return still[:, None].expand(-1, seen.actions.shape[1], -1)
 
