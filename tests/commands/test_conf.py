@@ -167,6 +167,14 @@ def test_an_experiment_overrides_presets_and_the_command_line_overrides_it(tmp_p
     )
 
 
+@pytest.mark.parametrize("name", [file.stem for file in FILES if file.parts[0] == "experiment"])
+def test_foresight_is_left_out_of_every_experiment_alike(name):
+    command = "pretrain" if name.startswith("pretrain_") else "posttrain"
+    words = ("model.generation=null", "foresight=none", "data.root=x", "output=x")
+    model = training_config(composed(command, f"experiment={name}", *words)).model
+    assert (model.generation, model.foresight) == (None, None)
+
+
 def test_hydra_writes_nothing_of_its_own(tmp_path):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         for command in COMMANDS:
