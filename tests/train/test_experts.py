@@ -10,8 +10,10 @@ from vla_mot.conf_dir import conf_dir
 from vla_mot.errors import ConfigError
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
-from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining
+from vla_mot.model.objective import objective
+from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, TrainConfig
 from vla_mot.train.experts import EXPERTS, expert_of, freeze, groups, trained
+from vla_mot.train.parallel import arrange
 
 PRESETS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 FROZEN, ADAPTED = ExpertTraining(frozen=True), ExpertTraining(adapter=AdapterConfig())
@@ -88,6 +90,23 @@ def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"every expert is frozen.*train\.experts"):
         freeze(tiny_model(), ExpertsConfig(*[FROZEN] * len(EXPERTS)))
     freeze(tiny_model(), ExpertsConfig(FROZEN, FROZEN, FROZEN, ADAPTED))
+
+
+@pytest.mark.parametrize("without", [{}, {"generation": None, "foresight": None}])
+def test_what_no_loss_reaches_behind_the_wall_is_frozen_or_refused(without: dict) -> None:
+    told = {"insulate": True, "foresight_weight": 0.1 if without else 0.0}
+    untaught = ("vision", "understanding") if without else ("vision", "understanding", "generation")
+    said = "no generation expert" if without else "foresight_weight is 0"
+    with pytest.raises(ConfigError, match=rf"{', '.join(untaught)} no gradient.*{said}.*insulate=false"):
+        arrange(tiny_model(**without), TrainConfig(**told))
+    some = ExpertsConfig(vision=FROZEN)
+    with pytest.raises(ConfigError, match=f"sends {', '.join(untaught[1:])} no gradient"):
+        arrange(tiny_model(**without), TrainConfig(**told, experts=some))
+    model, batch = tiny_model(**without), tiny_batch()
+    frozen = ExpertsConfig(**dict.fromkeys(untaught, FROZEN))
+    arrange(model, TrainConfig(**told, experts=frozen))
+    objective(model.losses(batch, *tiny_noise(batch)), told["foresight_weight"]).total.backward()
+    assert all(weight.grad.abs().max() > 0 for weight in model.parameters() if weight.requires_grad)
 
 
 def test_an_expert_that_is_not_there_trains_in_no_way() -> None:

@@ -12,10 +12,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from vla_mot.errors import ConfigError
 from vla_mot.model.model import VlaMotModel
 from vla_mot.train.adapters import inject
 from vla_mot.train.config import ParallelConfig, TrainConfig
-from vla_mot.train.experts import freeze
+from vla_mot.train.experts import freeze, trained
 from vla_mot.train.world import World, shard_mesh
 
 _ENTRIES = ("losses", "prefill", "sample")  # methods of the model that are called besides its forward
@@ -38,13 +39,30 @@ def prepare(model: VlaMotModel, config: TrainConfig, world: World) -> nn.Module:
 def arrange(model: VlaMotModel, config: TrainConfig) -> None:
     """What trains and what is recomputed, in place, wherever and by however many the model is trained.
 
-    Raises ConfigError when nothing would train.
+    Raises ConfigError when nothing would train, or when an expert that should train is taught by no loss.
     """
     freeze(model, config.experts)
     inject(model, config.experts, config.seed)
     if not config.foresight_weight:
         model.freeze_foresight()
+    _require_taught(model, config)
     model.stack.recompute, model.stack.insulate = config.parallel.recompute, config.insulate
+
+
+def _require_taught(model: VlaMotModel, config: TrainConfig) -> None:
+    """Raise ConfigError for experts that only decay: behind the wall, where no foresight loss reaches them either."""
+    if not config.insulate or (config.foresight_weight and model.generation is not None):
+        return
+    untaught = [name for name, count in trained(model).items() if count and name != "action"]
+    if untaught:
+        why, more = "the model has no generation expert", ""
+        if model.generation is not None:
+            why, more = "train.foresight_weight is 0", "train.foresight_weight above 0, "
+        frozen = " ".join(f"train.experts.{name}.frozen=true" for name in untaught)
+        raise ConfigError(
+            f"train.insulate=true sends {', '.join(untaught)} no gradient of the action loss, and there is no "
+            f"foresight loss ({why}): nothing would train them. Set train.insulate=false, {more}or {frozen}."
+        )
 
 
 def sharded_parts(model: VlaMotModel) -> list[nn.Module]:
