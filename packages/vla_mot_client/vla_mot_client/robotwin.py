@@ -48,13 +48,14 @@ class RoboTwinPolicy:
         client = Client(host, port, token=os.environ.get("VLA_MOT_TOKEN"))
         self.driver = Driver(client, robot=robot, execute=execute)
         self._threshold = gripper_threshold
-        self._next_seed = seed
+        self._seed = seed
         self.reset()
 
     def reset(self) -> None:
-        """An episode begins."""
-        self.driver.reset(self._next_seed)
-        self._next_seed += 1
+        """An episode begins; the one before counts if a step of it was made."""
+        seed = self._seed + (self.driver.step > 0)
+        self.driver.reset(seed)
+        self._seed = seed
 
     def act(self, observation: Mapping[str, Any] | None, task: str) -> np.ndarray:
         """The joint positions and grippers `(14,)` of one control step.

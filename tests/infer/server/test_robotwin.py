@@ -119,6 +119,18 @@ def test_an_episode_ends_when_it_succeeded_and_the_next_begins_anew(port):
     assert len(following.taken) == EXECUTED
 
 
+def test_only_an_episode_that_was_stepped_takes_a_seed(port):
+    """RoboTwin may call `reset_model` before the first episode, or more than once between two."""
+    model, seeds = connect(port), []
+    for episode in range(2):
+        robotwin.reset_model(model)
+        robotwin.reset_model(model)
+        task = ToyTask(episode, succeeds_at=1)
+        robotwin.eval(task, model, task.get_obs())
+        seeds.append(model.driver.reply["noise"]["seed"])
+    assert seeds == [SEED, SEED + 1]
+
+
 def test_what_is_executed_of_a_chunk_is_a_setting(port):
     task, model = ToyTask(), connect(port, execute=10)
     for _ in range(3):
