@@ -33,8 +33,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from vla_mot.commands import folders
 from vla_mot.commands import main as command_line
-from vla_mot.commands.folders import read_config, read_facts, write_atomic, write_facts
+from vla_mot.commands.folders import read_config, write_atomic, write_facts
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.foresight_report import SCORES_FILE
 from vla_mot.evaluate.intervals import Interval, clustered, clustered_difference
@@ -160,16 +161,7 @@ def main(words: list[str]) -> None:
 def require_same(settings: Settings) -> None:
     """Raise ConfigError where the folder holds another experiment; else note this one."""
     mine = {key: asdict(settings)[key] for key in ("steps", "episodes", "demonstrations", "checkpoints")}
-    mine |= {"words": list(settings.words)}
-    path = settings.output / "experiment.json"
-    theirs = read_facts(path) or mine
-    if other := [
-        f"{key} was {theirs.get(key)}, is {value}" for key, value in mine.items() if theirs.get(key) != value
-    ]:
-        raise ConfigError(
-            f"{settings.output} holds another experiment: {'; '.join(other)}. Choose another output=…."
-        )
-    write_facts(path, mine)
+    folders.require_same(settings.output, mine | {"words": list(settings.words)})
 
 
 def command(*words: str) -> None:

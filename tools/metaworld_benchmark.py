@@ -4,18 +4,25 @@
 
 Records demonstrations of the scripted experts, measures how many training steps of each policy fit into the minutes,
 trains both, drives both on the same seeds, ours through `lerobot-eval` too, and prints the table for docs/metaworld.md.
-What is finished is not done again: an interrupted benchmark goes on with the same command, trainings included.
+What is finished is not done again: however it ended, the same command goes on, trainings included. Of the options only
+--baselines may change in a folder, and --lerobot-rollouts from or to 0.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
 import shlex
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,17 +30,21 @@ from typing import Any
 
 from vla_mot.commands import main as command_line
 from vla_mot.commands import simulators
-from vla_mot.commands.folders import read_facts, write_facts
+from vla_mot.commands.folders import read_config, read_facts, require_same, whole, write_facts
 from vla_mot.data.split import split_episodes
+from vla_mot.errors import ConfigError
 from vla_mot.evaluate.closed_loop import run_episodes
 from vla_mot.evaluate.intervals import wilson
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.metaworld import graphics
 from vla_mot.evaluate.results import Arm, Evaluation
+from vla_mot.train.log import read_log
 
 TASKS = ("drawer-open-v3", "push-v3", "pick-place-v3")
 FIRST_SEED = 100_000  # of the rollouts; the demonstrations' is --seed
 PACE_STEPS = 60
+_NOTED_EVERY = 10.0  # seconds: what a killed training may lose of its time
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -81,13 +92,21 @@ class Benchmark:
 
     def run(self) -> None:
         """Everything; ends the script where a command fails."""
+        self.require_same()
         self.record()
         steps = {name: self.steps(name) for name in ("ours", *self.options.baselines)}
         for name, count in steps.items():
             self.timed(name, partial(self.train, name, self.root / name, count))
         for task in self.options.tasks:
             self.evaluate(task)
-        print(self.table(steps))
+        print(self.table())
+
+    def require_same(self) -> None:
+        """Raise ConfigError where the folder was made with other options; else note these."""
+        mine = {key: value for key, value in vars(self.options).items() if key not in ("output", "baselines")}
+        if not self.options.lerobot_rollouts:
+            del mine["lerobot_rollouts"]
+        require_same(self.root, mine)
 
     # -- demonstrations and training ---------------------------------------------------------------------
 
@@ -109,14 +128,13 @@ class Benchmark:
         return max(1, int(self.options.minutes * 60 / facts["seconds_per_step"]))
 
     def pace_of_ours(self, name: str, place: Path) -> float:
-        """Seconds per step, without the first ones."""
+        """Seconds per step."""
         self.train_ours(place, PACE_STEPS, "train.log_every=10")
-        logged = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
-        first, *_, last = (line for line in logged if line["kind"] == "train")
-        return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+        return seconds_per_step(place)
 
     def pace_of_act(self, name: str, place: Path) -> float:
-        """The same; lerobot says what a step and its data took."""
+        """The same; lerobot says what a step and its data took, from the second log window on."""
+        shutil.rmtree(place, ignore_errors=True)  # going on, it would say little or nothing
         said = self.train_act(name, place, PACE_STEPS, "--log_freq=10")
         _, *found = re.findall(r"updt_s:([\d.]+) data_s:([\d.]+)", said)
         return sum(float(update) + float(data) for update, data in found) / len(found)
@@ -142,6 +160,7 @@ class Benchmark:
         last = place / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
         if last.is_file():
             return lerobot("train", f"--config_path={last}", "--resume=true")
+        shutil.rmtree(place, ignore_errors=True)  # it ended before its first checkpoint; lerobot wants none
         info = json.loads((self.dataset / "meta" / "info.json").read_text())
         episodes, _ = split_episodes(info["total_episodes"], 0.1)
         return lerobot(
@@ -153,18 +172,20 @@ class Benchmark:
         )  # fmt: skip
 
     def timed(self, name: str, work: Callable[[], Any]) -> None:
-        """Do it unless it is done, and add up the seconds, also of what was interrupted."""
+        """Do it unless it is done, and add up the seconds, also of what was interrupted or killed."""
         path = self.root / f"{name}.json"
         facts = read_facts(path) or {"finished": False, "seconds": 0.0}
         if facts["finished"]:
             return
-        started, finished = time.monotonic(), False
-        try:
-            work()
-            finished = True
-        finally:
+        started = time.monotonic()
+
+        def note(finished: bool = False) -> None:
             spent = facts["seconds"] + time.monotonic() - started
             write_facts(path, {"finished": finished, "seconds": spent})
+
+        with repeated(note):
+            work()
+        note(finished=True)
 
     # -- evaluation --------------------------------------------------------------------------------------
 
@@ -198,7 +219,8 @@ class Benchmark:
             seeds = range(FIRST_SEED, FIRST_SEED + self.options.rollouts)
             make = simulators.make_env({**self.env, "tasks": [task]})
             episodes = run_episodes(make, controller, seeds, parallel=10)
-            Evaluation((Arm(name, BASELINES[name].label, tuple(episodes)),)).save(place)
+            with whole(place) as folder:
+                Evaluation((Arm(name, BASELINES[name].label, tuple(episodes)),)).save(folder)
 
     def drive_by_lerobot(self, policy: Path, task: str) -> None:
         """`lerobot-eval`, which draws its pictures five times as wide, with all shadows."""
@@ -225,9 +247,8 @@ class Benchmark:
 
     # -- what was found ----------------------------------------------------------------------------------
 
-    def table(self, steps: dict[str, int]) -> str:
+    def table(self) -> str:
         """Markdown: a row per policy, a column per task, success with its 95 % interval, and how it was made."""
-        minutes = {name: (read_facts(self.root / f"{name}.json") or {})["seconds"] / 60 for name in steps}
         rows = {"expert": ("scripted expert", ""), "ours": ("vla_mot", "ours")}
         for name in self.options.baselines:
             for executed in BASELINES[name].executes:
@@ -240,12 +261,18 @@ class Benchmark:
         for name, (label, trained) in rows.items():
             counts = [self.successes(name, task) for task in self.options.tasks]
             counts.append((sum(count for count, _ in counts), sum(of for _, of in counts)))
-            spent = f"{minutes[trained]:.0f} min, {steps[trained]:,} steps" if trained else ""
+            spent = self.spent(trained) if trained else ""
             lines.append(f"| {label} | {' | '.join(cell(*count) for count in counts)} | {spent} |")
         machine = ", ".join(f"{key}: {value}" for key, value in describe_machine().items())
         seeds = f"{FIRST_SEED} … {FIRST_SEED + self.options.rollouts - 1}"
         command = shlex.join(["python", *sys.argv])
         return "\n".join([*lines, "", f"`{command}`; rollout seeds {seeds}; {machine}"])
+
+    def spent(self, name: str) -> str:
+        """`61 min, 5,400 steps`: what a training took, and of what step the policy is that was driven."""
+        minutes = (read_facts(self.root / f"{name}.json") or {})["seconds"] / 60
+        steps = int((self.root / name / "checkpoints" / "last").resolve().name)
+        return f"{minutes:.0f} min, {steps:,} steps"
 
     def successes(self, name: str, task: str) -> tuple[int, int]:
         """(successes, episodes)."""
@@ -265,6 +292,33 @@ def cell(count: int, of: int) -> str:
     )
 
 
+def seconds_per_step(run: Path) -> float:
+    """The median over the log windows of a run of ours, validation and checkpoints left out."""
+    size = read_config(run)["train"]["batch_size"]
+    return statistics.median(
+        size / record["samples_per_second"] for record in read_log(run) if record["kind"] == "train"
+    )
+
+
+@contextmanager
+def repeated(act: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile a thread does `act()` every now and then; however the block ends, it is done once more."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_NOTED_EVERY):
+            act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        act()
+
+
 def vla_mot(*words: str) -> None:
     """One of our commands, in this process; ends the script when it fails."""
     if code := command_line.main(list(words)):
@@ -277,14 +331,25 @@ def lerobot(name: str, *words: str) -> str:
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     said: list[str] = []
     with subprocess.Popen(
-        [program, *words], env=offline, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as running:
-        for line in running.stdout or ():
-            said.append(line)
-            print(line, end="", file=sys.stderr)
+        [program, *words], env=offline, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=_end_with_parent,
+    ) as running:  # fmt: skip
+        try:
+            for line in running.stdout or ():
+                said.append(line)
+                print(line, end="", file=sys.stderr)
+        except BaseException:  # interrupted or told to end
+            running.terminate()
+            raise
     if running.returncode:
         raise SystemExit(f"lerobot-{name} ended with {running.returncode}:\n{''.join(said[-20:])}")
     return "".join(said)
+
+
+def _end_with_parent() -> None:
+    """A training must not go on by itself when this script is killed, for the next one goes on with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -324,4 +389,10 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command_line.STOPPED))
+    try:
+        main(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")

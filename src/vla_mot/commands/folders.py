@@ -15,6 +15,7 @@ from vla_mot.errors import CheckpointError, ConfigError, nearest
 from vla_mot.options import fit
 
 CONFIG_NAME = "config.yaml"
+EXPERIMENT = "experiment.json"  # in the folder of a tool that goes on where it was
 LAUNCH = "launch"  # in a run's folder: what started its ranks, and what they print
 UNFINISHED = ".{}.unfinished"  # what is written before it is renamed
 _POLICY = ("", "pretrained_model", "checkpoints/last/pretrained_model", "policy")
@@ -43,6 +44,22 @@ def require_unused(folder: Path, hint: str = "", *, besides: Container[str] = ()
         raise ConfigError(
             f"output folder {folder} is already used (it holds {shown}). Choose another output=…, or remove it.{hint}"
         )
+
+
+def require_same(folder: Path, facts: dict[str, Any]) -> None:
+    """Raise ConfigError where `folder` holds an experiment of other facts; else note these in its `experiment.json`.
+
+    What was not noted before may be anything.
+    """
+    path = folder / EXPERIMENT
+    noted = read_facts(path) or {}
+    if other := [
+        f"{key} was {noted[key]}, is {value}"
+        for key, value in facts.items()
+        if noted.get(key, value) != value
+    ]:
+        raise ConfigError(f"{folder} holds another experiment: {'; '.join(other)}. Choose another folder.")
+    write_facts(path, noted | facts)
 
 
 @contextmanager
