@@ -10,6 +10,7 @@ Legend: `N` chunks, `L` steps, `D` action dims.
 import importlib.util
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,29 @@ def show_effects(
         "",
         *(_apart(policy, other - mine, held) for mine in (told[usual], done)),
     )
+    _show_fast_and_slow(policy, _request(policy, held, [0], 0), repeats, kind)
+
+
+def _show_fast_and_slow(policy: Policy, request: Request, repeats: int, kind: str) -> None:
+    """What a call costs that looks with the understanding expert, one that does not, and looking ahead of a call."""
+    fast = policy.compile(kind=kind, understanding_every=1, understanding_ahead=True)
+    asked, words = (request.images, request.state, request.instructions), request.noise
+    found: dict[str, list[float]] = {
+        "a call that understands": [],
+        "one that does not": [],
+        "looking ahead": [],
+    }
+    for session in range(repeats + 2):
+        for name, act in {
+            "a call that understands": lambda own=session: fast.predict(*asked, words, session=own),
+            "one that does not": lambda own=session: fast.predict(*asked, words, session=own),
+            "looking ahead": lambda own=session: fast.look(*asked, own),
+        }.items():
+            start = time.perf_counter()
+            act()
+            found[name].append(time.perf_counter() - start)
+    told = (f"{name} {1e3 * statistics.median(took[2:]):.2f} ms" for name, took in found.items())
+    print(f"\nFast and slow, {kind} engine, batch 1: {', '.join(told)}.")
 
 
 def ways(policy: Policy, kind: str) -> dict[str, Policy]:
@@ -94,7 +118,8 @@ def ways(policy: Policy, kind: str) -> dict[str, Policy]:
         f"{usual}, no generation": policy.compile(kind=kind, generation=False),
     }
     if importlib.util.find_spec("torchao") is not None:
-        less[f"{usual}, int8 action expert"] = policy.compile(kind=kind, quantize="int8")
+        for rounded in ("int8", "fp8"):
+            less[f"{usual}, {rounded} action expert"] = policy.compile(kind=kind, quantize=rounded)
     return found | less
 
 

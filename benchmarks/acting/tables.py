@@ -12,16 +12,18 @@ _ORDER = ("preprocess", "vision", "encode", "prefill", "understanding", "foresig
 
 
 def show_calls(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int]) -> None:
-    """Whole calls; ratios are to the first variant, of the same round."""
+    """Whole calls; ratios are to the first variant, and to the compiled baseline, of the same round."""
     base, *_ = seconds
+    bases = [base, *(name for name in ("plain+compiled",) if name in seconds and name != base)]
     print()
     titles = ("peak MiB", f"peak over {base}") if peaks else ()
-    head("variant", *(f"p{share} ms" for share in PERCENTILES), "Hz", f"{base} over it", *titles)
+    over = (f"{name} over it" for name in bases)
+    head("variant", *(f"p{share} ms" for share in PERCENTILES), "Hz", *over, *titles)
     for name, times in seconds.items():
-        gains = [first / own for first, own in zip(seconds[base], times, strict=True)]
+        gains = [[first / own for first, own in zip(seconds[to], times, strict=True)] for to in bases]
         weight = (f"{peaks[name] / MIB:.0f}", f"{peaks[name] / peaks[base]:.2f}") if peaks else ()
-        rate = f"{1 / statistics.median(times):.1f}"
-        row(name, *(f"{1e3 * took:.1f}" for took in percentiles(times)), rate, spread(gains, ".2f"), *weight)
+        rate, shown = f"{1 / statistics.median(times):.1f}", (spread(gain, ".2f") for gain in gains)
+        row(name, *(f"{1e3 * took:.1f}" for took in percentiles(times)), rate, *shown, *weight)
 
 
 def show_stages(seconds: Mapping[str, Mapping[str, Sequence[float]]]) -> None:

@@ -60,7 +60,7 @@ def test_the_other_instruction_is_given(vla_mot, trained, tmp_path):
     said = vla_mot(
         "evaluate", f"checkpoint={trained}", f"output={output}", "episodes=2", "videos=0", "env.max_steps=3",
         "instruction=other", "history=present", "num_steps=2", "n_action_steps=3", "remember_latents=true",
-        "engine=static", "engine.understanding_every=2",
+        "engine=static", "engine.understanding_every=2", "parallel=1",
     )  # fmt: skip
     assert said.code == 0
     (arm,) = Evaluation.load(output).arms
@@ -83,6 +83,8 @@ def test_latency_and_what_is_done_about_it(vla_mot, trained, tmp_path):
         (("chunks=rtcc",), "Did you mean 'rtc'"),
         (("engine=statik",), "Did you mean 'static'"),
         (("engine=static", "engine.understanding_every=0"), "engine.understanding_every must be at least 1"),
+        (("engine=static", "engine.understanding_every=2", "parallel=2"), "Set parallel=1"),
+        (("engine=static", "engine.understanding_ahead=true", "parallel=2"), "Set parallel=1"),
         (("delay_ms=-1",), "delay_ms must lie in 0"),
         (("rtc.mode=frosen", "chunks=rtc"), "Did you mean 'frozen'"),
         (("controller=expert", "delay_ms=100"), "the scripted expert is never late"),

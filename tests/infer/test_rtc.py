@@ -239,3 +239,14 @@ def test_no_solver_is_thrown_off_where_rounding_leads_below_zero(steps):
     for solver in ("euler", "midpoint", "heun"):
         found = integrate(guide(lambda x, s: x - 1), torch.zeros(1, 4, 2), steps, solver)
         assert found.abs().max() < 50, solver
+
+
+@pytest.mark.parametrize("config", [FROZEN, RtcConfig(), RtcConfig(jacobian="identity")])
+def test_an_engine_continues_chunks_as_the_model_does(monkeypatch, acting, config):
+    """By its own denoising step, unless the guide goes back through it."""
+    left_over, state = chunk_from(acting, None, normal(0, 2, L, D), 0, states(2)), states(2, 4)
+    expected = chunk_from(acting, config, left_over[:, 4:], 2, state)
+    if config.mode == "frozen" or config.jacobian == "identity":
+        monkeypatch.setattr(acting.model, "denoise", None)
+    engine = acting.compile("static")
+    assert torch.allclose(chunk_from(engine, config, left_over[:, 4:], 2, state), expected, atol=2e-5)

@@ -12,6 +12,7 @@ from tests.infer.tiny_policy import frames, known_robot, states, tiny_policy
 from vla_mot.batch import ActionChunk
 from vla_mot.errors import ConfigError
 from vla_mot.hub.spec import PolicySpec, SamplerConfig
+from vla_mot.infer.background import BackgroundInference
 from vla_mot.infer.chunking import Chunking
 from vla_mot.infer.inference import InferenceError, LateInferenceError, SimulatedInference
 from vla_mot.infer.policy import Policy
@@ -238,3 +239,25 @@ def test_understanding_is_renewed_beside_the_loop_after_an_answer():
             runner.inference.wait(LONG)
     assert len(policy.threads) >= 3 and set(policy.threads) == {"vla-mot-inference_0"}
     assert runner.report().oldest_understanding == 1
+
+
+def test_preparations_do_not_pile_up_behind_a_slow_prediction(gated):
+    done = []
+    inference = BackgroundInference(gated)
+    session = Session(gated, [5])
+    session.remember(frames(1))
+    inference.ask(session.question(states(1), [TASK]), 0)
+    for number in range(5):
+        inference.prepare(lambda policy, number=number: done.append(number))
+    gated.gate.release()
+    inference.wait(LONG)
+    inference.close()
+    assert done == [0, 1]
+
+
+def test_what_cannot_be_prepared_is_said_once(caplog):
+    inference = BackgroundInference(tiny_policy())
+    for _ in range(3):
+        inference.prepare(lambda policy: 1 / 0)
+    inference.close()
+    assert caplog.text.count("what was to be prepared beside the control loop failed") == 1

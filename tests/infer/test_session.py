@@ -9,6 +9,7 @@ from tests.infer.tiny_policy import GRIPPER, HEAD, frames, states, tiny_policy
 from vla_mot.batch import ActionChunk
 from vla_mot.errors import ConfigError
 from vla_mot.flow.solvers import Guide
+from vla_mot.infer.inference import Question, SimulatedInference
 from vla_mot.infer.latents import FrameLatents
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.session import Session
@@ -197,6 +198,42 @@ def test_remembered_latents_are_those_of_the_frames_and_each_is_encoded_once(eve
     asked = {step for step in range(9) if step % every == 0}
     history = {step for step in range(9) if (step + 3) % every == 0}  # of a question asked m = 3 steps later
     assert counted.encoded == len(asked | history | {0})
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_a_question_encodes_the_present_alone_however_late_its_answers_are(every, delay):
+    """What will be history was encoded before, also where delays decide when the next question is asked."""
+    counted = Counted(tiny_policy(n_action_steps=every))
+    late = SimulatedInference(counted, delay)
+    encoded = []
+    put = Question.put
+
+    def counting(self: Question, policy: Policy) -> ActionChunk:
+        before = counted.encoded
+        chunk = put(self, policy)
+        encoded.append(counted.encoded - before)
+        return chunk
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Question, "put", counting)
+        run(Session(counted, [0, 1], inference=late, remember_latents=True), 2, 24)
+    assert len(encoded) >= 6
+    assert set(encoded[3:]) <= {0, 1}, "before the first answer nobody knows how long a chunk is"
+
+
+def test_slots_without_a_camera_are_not_encoded():
+    policy = tiny_policy(positions="released")
+    seen = []
+    encode = policy.model.encode_frames
+    policy.model.encode_frames = lambda pictures: seen.append(pictures.shape[1]) or encode(pictures)
+    cameras = len(policy.robot.embodiment.present_cameras)
+    assert cameras < policy.spec.model.num_views
+    plain, remembering = Session(policy, [0]), Session(policy, [0], remember_latents=True)
+    expected = run(plain, 1, 3)
+    seen.clear()
+    assert torch.allclose(run(remembering, 1, 3), expected, atol=1e-5)
+    assert set(seen) == {cameras}
 
 
 def test_remembered_latents_follow_the_robots_that_are_kept():

@@ -17,6 +17,14 @@ def with_engine(policy: Policy, engine: Mapping[str, Any]) -> Policy:
     return policy.with_engine(section(EngineConfig, "engine", engine))
 
 
+def remembers(engine: Mapping[str, Any]) -> bool:
+    """Whether its answers depend on what the same session asked before (fast and slow). Raises as `with_engine`."""
+    if engine == {"kind": EAGER}:
+        return False
+    config = section(EngineConfig, "engine", engine)
+    return config.understanding_every > 1 or config.understanding_ahead
+
+
 def described(engine: Mapping[str, Any]) -> str:
     """Kind, and what differs from its defaults: `static, understanding_every=2`."""
     if engine == {"kind": EAGER}:

@@ -9,7 +9,7 @@ from typing import Any
 from vla_mot.commands import arms, folders, foresight, simulators, tables
 from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.devices import require_device
-from vla_mot.commands.engines import EAGER, described, with_engine
+from vla_mot.commands.engines import EAGER, described, remembers, with_engine
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.settings import section
 from vla_mot.errors import ConfigError
@@ -60,6 +60,12 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require_device("device", self.device)
         at_least(1, {"foresight_samples": self.foresight_samples})
+        if remembers(self.engine) and self.parallel > 1:
+            raise ConfigError(
+                f"engine {described(self.engine)!r} with parallel={self.parallel}: whenever one of the robots that run "
+                "side by side ends, what was understood for all of them is renewed, sooner than it would be for one. "
+                "Set parallel=1."
+            )
 
     def arm(self) -> arms.ArmSpec:
         """What is evaluated."""

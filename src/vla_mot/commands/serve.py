@@ -18,6 +18,7 @@ from vla_mot.commands.engines import EAGER, described, with_engine
 from vla_mot.commands.opening import Opening
 from vla_mot.commands.repositories import locate
 from vla_mot.commands.settings import section
+from vla_mot.errors import ConfigError
 from vla_mot.flow.solvers import Solver
 from vla_mot.hub.describe import sampling
 from vla_mot.infer.policy import Policy
@@ -46,6 +47,11 @@ class ServeConfig(ServerConfig, Opening):
         require_device("device", self.device)
         if self.dtype is not None:
             fit(Dtype, "dtype", self.dtype)
+        if self.engine.get("understanding_ahead", False):
+            raise ConfigError(
+                "engine.understanding_ahead is for a loop beside which there is time (Session, Runner); a server "
+                "answers whoever comes next. Leave it out."
+            )
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:

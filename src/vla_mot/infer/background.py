@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 Clock = Callable[[], float]
 """Seconds since some moment."""
 
+_AHEAD = 2  # preparations that may wait; a robot that is faster than they are shall not pile them up
 _RECENT = 10  # delays of which the largest is expected next, as in the RTC paper's Algorithm 1
 
 
@@ -32,6 +33,8 @@ class BackgroundInference:
         self._worker = ThreadPoolExecutor(1, "vla-mot-inference")
         self._future: Future[Answer] | None = None
         self._abandoned: list[Future[Answer]] = []
+        self._preparing: list[Future[object]] = []
+        self._failed = False
         self._delays = deque([first_delay], maxlen=_RECENT)
 
     @property
@@ -50,8 +53,20 @@ class BackgroundInference:
         self._future = self._worker.submit(self._predict, question, step)
 
     def prepare(self, work: Callable[[Policy], object]) -> None:
-        """See `Inference`; returns at once. What fails shows when it is needed: then it is done again."""
-        self._worker.submit(work, self._policy)
+        """See `Inference`; returns at once. What fails, or is left out because enough of it waits already, is done when
+        it is needed."""
+        self._preparing = [earlier for earlier in self._preparing if not earlier.done()]
+        if len(self._preparing) < _AHEAD:
+            self._preparing.append(self._worker.submit(work, self._policy))
+            self._preparing[-1].add_done_callback(self._note)
+
+    def _note(self, prepared: Future[object]) -> None:
+        """Say once that preparing fails: actions stay right, but come later."""
+        if not prepared.cancelled() and (error := prepared.exception()) and not self._failed:
+            self._failed = True
+            log.warning(
+                "what was to be prepared beside the control loop failed, and is done late", exc_info=error
+            )
 
     def answer(self, step: int) -> Answer | None:
         """See `Inference`. Raises InferenceError, from its cause, when a prediction failed."""

@@ -57,15 +57,19 @@ class Chunks:
 
     def due(self, step: int, delay: int) -> bool:
         """Whether a new chunk, which will take `delay` steps to arrive, should be asked for at `step`."""
-        if self._newest is None:
-            return True
-        length = self._newest.end - self._newest.start
-        return step - self._newest.start >= max(1, min(self._every, length - delay))
+        return self._newest is None or step - self._newest.start >= self._distance(delay)
 
-    def asks_at(self, step: int) -> bool:
-        """Whether, as things go, a question will be asked at this later step."""
+    def asks_at(self, step: int, delay: int) -> bool:
+        """Whether, as things go, a question will be asked at this later step, if each takes `delay` steps."""
         first = 0 if self._newest is None else self._newest.start
-        return (step - first) % self._every == 0
+        return (step - first) % max(delay, self._distance(delay)) == 0  # one question at a time
+
+    def _distance(self, delay: int) -> int:
+        """Steps from one question to the next, if the answer to the first is there by then."""
+        if self._newest is None:
+            return self._every
+        length = self._newest.end - self._newest.start
+        return max(1, min(self._every, length - delay))
 
     def continuation(self, step: int, delay: int, state: Tensor, processor: Processor) -> Bend | None:
         """What bends the flow of the chunk that is asked for at `step`; None leaves it alone.

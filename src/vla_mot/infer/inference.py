@@ -42,7 +42,7 @@ class Question:
 
     def put(self, policy: Policy) -> ActionChunk:
         """Ask, and wait for the chunk."""
-        noise = self.noise.to(policy.device)
+        noise = self.noise.to(policy.device, non_blocking=True)
         guide = None if self.bend is None else self.bend(noise)
         latents = None if self.latents is None else self.latents(policy)
         told = (self.images, self.state, self.instructions, noise)

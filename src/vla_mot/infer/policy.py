@@ -186,12 +186,18 @@ class Policy:
     def encode(self, images: Mapping[str, Tensor]) -> Tensor:
         """Latents `(B, V, C, h, w)` of frames `(B, 3, h, w)` of one time, for `predict`.
 
-        Raises ConfigError when a camera of the embodiment is missing.
+        Zero in slots without a camera, which nobody reads. Raises ConfigError when a camera of the embodiment is
+        missing.
         """
         slots = {slot: picture.unsqueeze(1) for slot, picture in self._slots(images).items()}
-        pictures = self.processor.pictures(slots)
+        pictures, there = self.processor.pictures(slots), sorted(slots)
         encode = self.model.encode_frames if self.engine is None else self.engine.encode
-        return encode(pictures).squeeze(2)
+        found = encode(pictures[:, there]).squeeze(2)
+        if len(there) == pictures.shape[1]:
+            return found
+        latents = found.new_zeros(len(found), pictures.shape[1], *found.shape[2:])
+        latents[:, there] = found
+        return latents
 
     def _slots(self, images: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """Camera slot → its pictures, on the model's device."""

@@ -159,8 +159,8 @@ class Session:
 
     def _prepare(self) -> None:
         """Encode the present frame where it will be history of a later question."""
-        step = self._frames.step
-        if self._latents is not None and self._chunks.asks_at(step + self._frames.offset):
+        step, delay = self._frames.step, self._inference.expected_delay
+        if self._latents is not None and self._chunks.asks_at(step + self._frames.offset, delay):
             present = self._frames.frame("present")
             self._inference.prepare(partial(self._latents.of, step=step, images=present[1]))
 

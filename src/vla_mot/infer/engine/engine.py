@@ -325,10 +325,17 @@ class Engine:
         steps: int,
         solver: Solver,
     ) -> Tensor:
+        """A guide that goes back through the denoiser needs the model's own code: stages write where they stand."""
         cache = form.stages.cache.at(plan.prefix).read()
         prefix = Prefix(cache, plan.layout, plan.last, foresight=None)
-        bent = guide(lambda x, level: self.model.denoise(prefix, x, level) * real)
-        return integrate(bent, noise * real, steps, solver)
+
+        def velocity(x: Tensor, level: Tensor) -> Tensor:
+            if x.requires_grad and torch.is_grad_enabled():
+                return self.model.denoise(prefix, x, level) * real
+            (term,) = self.model.action.level_terms(level[:1])
+            return form.stages.velocity(x, term, plan.action) * real
+
+        return integrate(guide(velocity), noise * real, steps, solver)
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

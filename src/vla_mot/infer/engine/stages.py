@@ -54,7 +54,7 @@ class Stages:
         self.encode = run(self._encode)
         self.understand = run(self._understand)
         self.foresee = run(self._foresee)
-        self._step = run(self._velocity)
+        self.velocity = run(self._velocity)
 
     def _vision(self, pictures: Tensor, *, fixed: None) -> Seen:
         """Present pictures `(B, V, 3, H, W)` uint8, or float in [0, 1] → image tokens."""
@@ -96,7 +96,7 @@ class Stages:
         stage, terms, real = fixed
         told = iter(terms.unbind())
         return integrate(
-            lambda x, level: self._step(x, next(told), stage) * real, noise * real, steps, solver
+            lambda x, level: self.velocity(x, next(told), stage) * real, noise * real, steps, solver
         )
 
     def _velocity(self, x: Tensor, term: Tensor, stage: Stage) -> Tensor:

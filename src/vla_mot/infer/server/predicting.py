@@ -63,7 +63,8 @@ class Predictor:
         filled = self._filled(policy, rows)
         images = {key: _pictures(policy, filled, key) for key in rows[0].present}
         state = torch.from_numpy(np.stack([row.state for row in filled]))
-        noise = torch.cat([policy.noise([row.seed], row.call) for row in filled]).to(policy.device)
+        noise = torch.cat([policy.noise([row.seed], row.call) for row in filled])
+        noise = noise.to(policy.device, non_blocking=True)
         guide = self._guide(policy, filled, state, noise)
         words, episodes = [row.instruction for row in filled], tuple(row.episode for row in filled)
         chunk = policy.predict(images, state, words, noise, guide, session=episodes)
