@@ -65,6 +65,7 @@ def test_a_server_until_its_signal(tmp_path):
         (["device=tpu"], "no such device"),
         (["dtype=float16"], "Known: bfloat16, float32"),
         (["prot=8000"], "port"),
+        (["engine=static", "engine.understanding_ahead=true"], "a server answers whoever comes next"),
     ],
 )
 def test_what_does_not_fit(vla_mot, monkeypatch, words, message):
