@@ -224,7 +224,7 @@ def test_understanding_may_be_older_than_the_rest_within_one_session():
 
 def from_float32(model: VlaMotModel) -> tuple[float, float]:
     """How far an engine and the model, both in bfloat16, are from the model in float32."""
-    seen = observed(slice(0, 1))
+    seen = observed()
     exact = model.eval().sample(seen, noise_for(seen), 3, 3)[0]
     model.cast(torch.bfloat16)
     found, rounded = (which.sample(seen, noise_for(seen), 3, 3)[0] for which in (static(model), model))

@@ -14,7 +14,7 @@ from vla_mot.batch import Batch
 from vla_mot.errors import ConfigError
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
-from vla_mot.model.objective import objective
+from vla_mot.model.objective import joint, objective
 from vla_mot.nn.expert import ExpertConfig
 from vla_mot.train.config import TrainConfig
 from vla_mot.train.parallel import arrange
@@ -135,6 +135,7 @@ def test_weight_zero_hears_nothing_of_the_foresight_not_even_nonsense() -> None:
     losses = tiny_model().losses(tiny_batch(), *tiny_noise(tiny_batch()))
     broken = losses._replace(foresight_sum=losses.foresight_sum * float("nan"))
     assert bool(objective(broken, 0.0).total.isfinite()) and not bool(objective(broken, 0.1).total.isfinite())
+    assert joint(1.0, float("nan"), 0.0) == joint(1.0, None, 0.1) == 1.0
 
 
 # ---- without history ----------------------------------------------------------------------------------------

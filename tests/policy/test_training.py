@@ -170,7 +170,7 @@ def test_a_policy_without_generation_expert_trains_on_actions_alone(meta):
     policy = make_policy(config, ds_meta=meta)
     loss, terms = policy.train().forward(windows(policy.config, meta))
     loss.backward()
-    assert terms["foresight_loss"] == 0.0 and loss.item() == pytest.approx(terms["action_loss"])
+    assert set(terms) == {"action_loss"} and loss.item() == pytest.approx(terms["action_loss"])
     assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
 
 

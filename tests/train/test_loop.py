@@ -1,17 +1,23 @@
 """A run end to end: what it leaves behind, and that stopping it anywhere loses nothing."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tests.full_disk import full_disk
-from tests.train.runs import MemoryStream, logged, parted, saved_state, trainer
+from tests.infer.tiny_policy import tiny_policy
+from tests.model.tiny import tiny_batch
+from tests.train.runs import MemoryStream, logged, parted, saved_state, train_config, trainer
 
+from vla_mot.batch import Batch
 from vla_mot.errors import CheckpointError, NonFiniteLossError
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
@@ -122,6 +128,37 @@ def test_nan_stops_the_run_names_the_batch_and_keeps_the_last_checkpoint(tmp_pat
     again = trainer(tmp_path)
     again.resume(kept)
     assert all(bool(tensor.isfinite().all()) for tensor in state_of(again).values())
+
+
+class Dazzled(MemoryStream):
+    """What one step is to foresee is not finite."""
+
+    def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
+        for step, batch in enumerate(super().batches(start, stop, prefetch), start=start):
+            views = batch.future_mask.shape
+            nowhere = torch.full((*views, 16, 4, 4), float("nan"))
+            yield replace(batch, future_latents=nowhere) if step == 3 else batch
+
+
+def test_foresight_that_is_not_weighed_stops_nothing(tmp_path: Path) -> None:
+    trainer(tmp_path, Dazzled(), foresight_weight=0.0, steps=5, save_every=1).run()
+    trained = [record for record in logged(tmp_path) if record["kind"] == "train"]
+    assert not math.isfinite(float(trained[3]["foresight_loss"]))
+    assert all(record["loss"] == record["action_loss"] for record in trained)
+    assert [record["step"] for record in trained] == [1, 2, 3, 4, 5]
+    with pytest.raises(NonFiniteLossError, match="foresight_loss"):
+        trainer(tmp_path / "weighed", Dazzled(), steps=5).run()
+
+
+def test_who_foresees_nothing_has_no_foresight_loss(tmp_path: Path) -> None:
+    policy = tiny_policy(generation=None, foresight=None)
+    config = train_config(steps=2, val_every=1, save_every=2)
+    run = Trainer(policy.model, policy.spec, MemoryStream(), [tiny_batch(1000)], config, tmp_path)
+    run.run()
+    records = logged(tmp_path)
+    assert {record["kind"] for record in records} == {"train", "validation"}
+    assert not [key for record in records for key in record if "foresight_loss" in key]
+    assert run.progress.best == min(r["action_loss"] for r in records if r["kind"] == "validation")
 
 
 @pytest.mark.parametrize("lr", [1e8, 1e30])

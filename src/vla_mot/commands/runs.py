@@ -209,11 +209,9 @@ def _run(trainer: Trainer, run: Run, stops: StopRequests) -> Path:
 
         def report(step: int, numbers: dict[str, float]) -> None:
             rate = (step - first) * batch / (time.perf_counter() - started)
-            advance(
-                step,
-                total,
-                f"action {numbers['action_loss']:.3f} foresight {numbers['foresight_loss']:.3f} {rate:.0f} samples/s",
-            )
+            terms = [(term, numbers.get(f"{term}_loss")) for term in ("action", "foresight")]
+            told = [f"{term} {loss:.3f}" for term, loss in terms if loss is not None]
+            advance(step, total, f"{' '.join(told)} {rate:.0f} samples/s")
 
         try:
             return trainer.run(report, lambda: stops.asked)

@@ -138,9 +138,7 @@ def model_config(config: Mapping[str, Any], embodiment: Embodiment | None) -> Mo
     foresight, backbone = dict(config["foresight"]), dict(config["backbone"])
     for part in (foresight, backbone):
         part.pop("weights", None)  # where training starts is no part of the architecture: see `StartConfig`
-    if (
-        foresight.get("type", "") is None
-    ):  # whatever else an experiment says of foresight is of one that is left out
+    if foresight.get("type", "") is None:  # what an experiment says beside is of one that is left out
         return section(ModelConfig, "model", {**config["model"], "backbone": backbone, "foresight": None})
     frames = fit(int | None, "foresight.offset_frames", foresight.pop("offset_frames", None))
     seconds = fit(float | None, "foresight.offset_seconds", foresight.pop("offset_seconds", None))

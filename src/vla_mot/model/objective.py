@@ -20,11 +20,15 @@ _NOISE_STREAM, _LEVEL_STREAM = 1, 2
 
 @dataclass(frozen=True)
 class Objective:
-    """Scalars of one global batch: what is minimised and its two terms (0 where nothing was labelled)."""
+    """Scalars of one global batch: what is minimised and its two terms (0 where nothing was labelled).
+
+    foresight_count: how many numbers the second one is a mean over.
+    """
 
     total: Tensor
     action: Tensor
     foresight: Tensor
+    foresight_count: Tensor
 
 
 def draw_noise(
@@ -53,11 +57,18 @@ def objective(losses: Losses, foresight_weight: float, counts: Tensor | None = N
     action_count, foresight_count = counts.clamp(min=1).float()
     action = losses.action_sum.sum() / action_count
     foresight = losses.foresight_sum.sum() / foresight_count
-    # λ = 0 leaves the term out: zero times what is not finite is not zero, and weights whose gradient is zero decay.
-    joint = action + foresight_weight * foresight if foresight_weight else action
-    total = ranks() * joint
-    terms = action.detach(), foresight.detach()
-    return Objective(total, *map(across_ranks, terms) if whole else terms)
+    total = ranks() * joint(action, foresight, foresight_weight)
+    terms = [term.detach() for term in (action, foresight)]
+    action, foresight = map(across_ranks, terms) if whole else terms
+    return Objective(total, action, foresight, counts[1])
+
+
+def joint[T: (float, Tensor)](action: T, foresight: T | None, foresight_weight: float) -> T:
+    """L_act + λ·L_gen, of L_act alone where nothing is foreseen.
+
+    λ = 0 leaves the term out: zero times what is not finite is not zero, and weights whose gradient is zero decay.
+    """
+    return action + foresight_weight * foresight if foresight_weight and foresight is not None else action
 
 
 def global_counts(action_count: Tensor, foresight_count: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from vla_mot.infer.rtc import continue_chunk
 from vla_mot.infer.session import Session
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
-from vla_mot.model.objective import FIXED_STEP, draw_noise, objective
+from vla_mot.model.objective import FIXED_STEP, draw_noise, joint, objective
 from vla_mot.options import fit
 from vla_mot.policy.card import trained_card
 from vla_mot.policy.configuration_released import ReleasedConfig
@@ -217,12 +217,14 @@ class VlaMotPolicy(PreTrainedPolicy):
         noise, level = self._draw_noise(prepared)
         losses = self.model.losses(prepared, noise, level)
         goal = objective(losses, self.config.foresight_weight)
-        terms = {"action_loss": goal.action.item(), "foresight_loss": goal.foresight.item()}
+        terms = {"action_loss": goal.action.item()}
+        if goal.foresight_count:  # else nothing was to be foreseen, which is no loss of zero
+            terms["foresight_loss"] = goal.foresight.item()
         if reduction == "mean":
             return goal.total, terms
         action = losses.action_sum / losses.action_count.clamp(min=1)
         foresight = losses.foresight_sum / losses.foresight_count.clamp(min=1)
-        return action + self.config.foresight_weight * foresight, terms
+        return joint(action, foresight, self.config.foresight_weight), terms
 
     def _draw_noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Noise `(B, K, L, A)` and noise levels `(B, K)`."""

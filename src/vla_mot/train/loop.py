@@ -22,6 +22,7 @@ from vla_mot.batch import Batch
 from vla_mot.errors import CheckpointError, NonFiniteLossError, TrainingStoppedError
 from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.model import VlaMotModel
+from vla_mot.model.objective import joint
 from vla_mot.train.average import AveragedWeights
 from vla_mot.train.batches import Batches
 from vla_mot.train.checkpoint import Checkpoints, Progress, load_checkpoint, newest_checkpoint
@@ -169,12 +170,13 @@ class Trainer:
         numbers = {
             "loss": found.loss,
             "action_loss": found.action,
-            "foresight_loss": found.foresight,
+            **({} if found.foresight is None else {"foresight_loss": found.foresight}),
             "grad_norm": found.norm,
             "lr": rate,
         }
+        idle = () if self.config.foresight_weight else ("foresight_loss",)  # no part of what is minimised
         self._enter("optimizer")
-        if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
+        if bad := [name for name, value in numbers.items() if name not in idle and not math.isfinite(value)]:
             self._leave_out(written, step, batch, f"{', '.join(bad)} is not finite")
         else:
             self._judge(written, step, batch, found)
@@ -263,7 +265,7 @@ class Trainer:
 
     def _improved(self, scores: Mapping[str, float]) -> bool:
         """Whether the validation loss is the lowest so far, and remember it."""
-        loss = scores["action_loss"] + self.config.foresight_weight * scores["foresight_loss"]
+        loss = joint(scores["action_loss"], scores.get("foresight_loss"), self.config.foresight_weight)
         if self.progress.best is not None and loss >= self.progress.best:
             return False
         self.progress = replace(self.progress, best=loss)

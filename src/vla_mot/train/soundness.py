@@ -41,6 +41,7 @@ def nonsense(model: VlaMotModel, batch: Batch, config: TrainConfig, world: World
     ).tolist()
     action, foresight = action_sum / max(1.0, action_count), foresight_sum / max(1.0, foresight_count)
     nothing = 1.0 + square / count  # of the target noise − action, about
-    if math.isfinite(foresight) and action < _USELESS * nothing:
+    sound = math.isfinite(foresight) or not config.foresight_weight  # else it is no part of what is minimised
+    if sound and action < _USELESS * nothing:
         return None
     return f"on the same batch the action loss is {action:.3g}, the foresight loss {foresight:.3g}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vla_mot.batch import Batch
 from vla_mot.model.model import Losses, VlaMotModel
-from vla_mot.model.objective import draw_noise, global_counts, objective
+from vla_mot.model.objective import draw_noise, global_counts, joint, objective
 from vla_mot.train.adapters import dropping
 from vla_mot.train.batches import Batches
 from vla_mot.train.config import TrainConfig
@@ -26,12 +26,13 @@ from vla_mot.train.world import World, whole
 class Gradient:
     """What a step's passes found: the global loss and its two terms, the gradient's norm before it was clipped.
 
-    losses: per sample of this rank. asked: the sum of what the ranks were asked. norms: `meters.gradient_norms`.
+    foresight: None where nothing of the global batch has a future. losses: per sample of this rank.
+    asked: the sum of what the ranks were asked. norms: `meters.gradient_norms`.
     """
 
     loss: float
     action: float
-    foresight: float
+    foresight: float | None
     norm: float
     losses: Losses
     asked: float
@@ -88,9 +89,9 @@ class Passes:
         action, foresight, asked_all = self.world.sum(terms)
         norm = self._clip()
         return Gradient(
-            loss=float(action + config.foresight_weight * foresight),
+            loss=float(joint(action, foresight, config.foresight_weight)),
             action=float(action),
-            foresight=float(foresight),
+            foresight=float(foresight) if counts[1] else None,
             norm=norm,
             losses=_joined(found),
             asked=float(asked_all),

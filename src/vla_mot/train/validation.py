@@ -84,10 +84,10 @@ class Validator:
         robots = [robot.embodiment for robot in self.spec.robots]
         widths = [4, 4 * len(self.origins), _FORESIGHT, *(SUMS * robot.action_dim for robot in robots)]
         losses, apart, foresight, *chunks = sums.split(widths)
-        action, miss = losses[0] / losses[1].clamp(min=1), losses[2] / losses[3].clamp(min=1)
+        action, actions, miss, futures = losses.tolist()
         return {
-            "action_loss": float(action),
-            "foresight_loss": float(miss),
+            "action_loss": action / max(1.0, actions),
+            **({"foresight_loss": miss / futures} if futures else {}),
             **loss_numbers(apart.view(-1, 4), self.origins),
             **_foresight_numbers(foresight.tolist()),
             **error_numbers(robots, [table.view(-1, SUMS) for table in chunks]),

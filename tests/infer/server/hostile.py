@@ -151,7 +151,7 @@ def _noise(draw: random.Random, good: bytes) -> bytes:
 
 
 def _odd_value(draw: random.Random, good: bytes) -> bytes:
-    content = small(step=3)
+    content = small(step=3, delay=1, left_over=np.zeros((2, 3), np.float32))
     key = draw.choice(
         [*content, "seed", "reset", "deadline_ms", "embodiment", "remember", "else", b"bytes", 5]
     )

@@ -1,12 +1,15 @@
 """Chunks that go on with the last one: what the server keeps for it, and what it is told."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
 
 from tests.infer.server.serving import TASK, Running, observation, serving
 from tests.infer.server.test_batching import Slow, held_together
-from tests.infer.tiny_policy import frames, states
+from tests.infer.tiny_policy import frames, states, tiny_policy
+from vla_mot.infer.engine import EngineConfig
 from vla_mot.infer.rtc import RtcConfig, continue_chunk
 from vla_mot.infer.server.config import ServerConfig
 from vla_mot_client import Client, ServerError
@@ -94,3 +97,39 @@ def test_neighbours_with_nothing_left_have_a_batch_of_their_own():
     assert policy.batches == [1, 2, 2]
     assert [reply["continued"] for reply in found] == [None, {"steps": 2, "delay": 1}] * 2
     assert np.allclose([found[1]["actions"][0], found[3]["actions"][0]], 0.05, atol=1e-5)
+
+
+HERS = [at(0, delay=2), at(2, delay=1), at(3), at(7, delay=3), at(9, delay=1)]
+HIS = [
+    {**observation(1, step), "step": 40 + step, **more}
+    for step, more in ((1, {}), (2, {"delay": 3}), (4, {"delay": 0}), (5, {"delay": 2}), (6, {}))
+]
+
+
+@pytest.mark.parametrize("engine", [None, EngineConfig("static")], ids=["model", "engine"])
+def test_clients_that_take_turns_are_answered_as_if_alone(engine):
+    """Pictures, seeds, steps and delays are each one's own, and so are the frames and chunks that are kept."""
+    policy = tiny_policy() if engine is None else tiny_policy().with_engine(engine)
+    with serving(policy, rtc=FROZEN) as running:
+        alone = [turns(running, [content], [seed])[0] for content, seed in ((HERS, 3), (HIS, 8))]
+        together = turns(running, [HERS, HIS], [3, 8])
+    for ours, theirs in zip(together, alone, strict=True):
+        for mine, expected in zip(ours, theirs, strict=True):
+            assert np.array_equal(mine["actions"], expected["actions"])
+            assert all(mine[key] == expected[key] for key in ("history", "noise", "continued", "step"))
+    hers, his = ([reply["continued"] is not None for reply in replies] for replies in together)
+    assert hers == [False, True, False, False, True] and his == [False, True, True, True, False]
+    assert not np.allclose(together[0][0]["actions"], together[1][0]["actions"], atol=1e-3)
+
+
+def turns(running: Running, asked: list[list[dict]], seeds: list[int]) -> list[list[dict]]:
+    """What every client is answered, when each asks once before the first one asks again."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(port=running.port)) for _ in asked]
+        for client, seed in zip(clients, seeds, strict=True):
+            client.reset(seed=seed)
+        rounds = [
+            [client.infer(content) for client, content in zip(clients, contents, strict=True)]
+            for contents in zip(*asked, strict=True)
+        ]
+    return [list(replies) for replies in zip(*rounds, strict=True)]
