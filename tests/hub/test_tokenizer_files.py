@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.backbones.words import WORDS, word_tokenizer
+from tests.hub.loopback_hub import OWNER, LoopbackHub
 from tests.infer.tiny_policy import HEAD, frames, states, tiny_policy
 from tests.model.tiny import backbone_options
 
@@ -97,3 +98,39 @@ def test_lerobot_saves_and_opens_it_too(words, tmp_path):
     again = VlaMotPolicy.from_pretrained(tmp_path / "again")
     assert HEAD in seen and torch.equal(again.select_action(seen), opened.select_action(seen))
     assert str(tmp_path) not in json.dumps(read_json(tmp_path / "again" / "config.json"))
+
+
+def test_lerobot_pushes_every_file(words, tmp_path, monkeypatch, caplog):
+    """Its own upload takes four endings of names, and merges.txt has none of them."""
+    from lerobot.configs.default import DatasetConfig
+    from lerobot.configs.train import TrainPipelineConfig
+
+    from vla_mot.policy import VlaMotPolicy
+
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    policy_with(str(words)).save_pretrained(tmp_path / "saved")
+    opened = VlaMotPolicy.from_pretrained(tmp_path / "saved")
+    opened.config.repo_id, opened.config.private, opened.config.license = "org/policy", True, "MIT"
+    training = TrainPipelineConfig(DatasetConfig("blocks"), policy=opened.config)
+    constants = "huggingface_hub.constants"
+    with LoopbackHub() as hub, caplog.at_level("INFO"):
+        monkeypatch.setenv("HF_TOKEN", OWNER)
+        for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "ENDPOINT": hub.url}.items():
+            monkeypatch.setattr(f"{constants}.{name}", value)
+        opened.push_model_to_hub(training)
+        repository = hub.repository("org/policy")
+        assert f"Model pushed to {hub.url}/org/policy" in caplog.messages, (
+            "the words that lerobot.jobs.hf awaits"
+        )
+    assert repository.private and len(repository.messages) == 2, "the first commit is the Hub's own"
+    for name, content in repository.commits[repository.branches["main"]].items():
+        (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fetched" / name).write_bytes(content)
+    assert (tmp_path / "fetched" / "tokenizer" / "merges.txt").is_file()
+    assert compare(tmp_path / "fetched") == []
+    assert read_json(tmp_path / "fetched" / "train_config.json")["dataset"]["repo_id"] == "blocks"
+    card = (tmp_path / "fetched" / "README.md").read_text()
+    assert "license: mit" in card and "- dataset: blocks" in card
+    assert "datasets:" not in card, "a name of that form is no repository"
+    shutil.rmtree(words)
+    assert torch.equal(answered(Policy.from_pretrained(tmp_path / "fetched")), answered(opened._policy))

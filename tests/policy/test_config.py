@@ -9,6 +9,7 @@ from vla_mot.errors import ConfigError
 from vla_mot.hub.files import read_json
 from vla_mot.hub.native import read_spec
 from vla_mot.policy import VlaMotConfig, VlaMotPolicy
+from vla_mot.policy.card import trained_card
 from vla_mot.policy.defaults import default_model
 
 
@@ -73,11 +74,33 @@ def test_the_learning_rate_knows_where_the_weights_come_from():
         ({"action_mode": "relative"}, "'abs' or 'delta'"),
         ({"chunk_size": 4}, "n_action_steps must lie in 1 … chunk_size = 4, got 50"),
         ({"model": {"chunk_size": 4}}, "predicts chunks of 4"),
+        (
+            {"license": "Apache 2.0"},
+            r"--policy\.license: expected .* got 'apache 2\.0'\. Did you mean 'apache-2\.0'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(options, message):
     with pytest.raises(ConfigError, match=message):
         VlaMotConfig(**options)
+
+
+def test_a_licence_matters_where_something_is_pushed():
+    assert VlaMotConfig(license="Apache 2.0", push_to_hub=False).license == "Apache 2.0"
+    assert VlaMotConfig(license="MIT").push_to_hub
+
+
+@pytest.mark.parametrize(
+    ("told", "listed"),
+    [
+        ("MIT", {"license": "mit"}),
+        ("other", {"license": "other", "license_name": "not stated"}),
+        (None, {"license": "other", "license_name": "not stated"}),
+    ],
+)
+def test_the_card_lists_the_licence_as_the_hub_spells_it(native, told, listed):
+    data = trained_card(read_spec(native), "org/policy", "org/data", told, None, None).data.to_dict()
+    assert {key: data[key] for key in data if key.startswith("license")} == listed
 
 
 def test_an_unknown_key_of_a_checkpoint_is_refused(copied):

@@ -15,7 +15,7 @@ from vla_mot.version import __version__
 
 LIBRARY, PIPELINE = "vla_mot", "robotics"
 TAGS = ("vision-language-action", "mixture-of-transformers", "visual-foresight", "robotics")
-_OWN_TERMS = "other"
+OWN_TERMS = "other"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 Figure = str | int | float
@@ -89,26 +89,36 @@ class CardFacts:
     notes: str | None = None
 
     def __post_init__(self) -> None:
-        if not _LICENSE.fullmatch(self.license):
-            near = re.sub(r"[^a-z0-9.+-]+", "-", self.license.lower()).strip("-")
+        require_license(self.license)
+        if (self.license == OWN_TERMS) != (self.license_name is not None):
             raise ConfigError(
-                f"license: expected an identifier as the Hub writes it (lower case, such as apache-2.0 or "
-                f"cc-by-nc-sa-4.0; {_OWN_TERMS} for terms of your own), got {self.license!r}."
-                + (f" Did you mean {near!r}?" if near else "")
-            )
-        if (self.license == _OWN_TERMS) != (self.license_name is not None):
-            raise ConfigError(
-                f"license_name goes with license={_OWN_TERMS}, and only with it; got license={self.license!r}, "
+                f"license_name goes with license={OWN_TERMS}, and only with it; got license={self.license!r}, "
                 f"license_name={self.license_name!r}."
             )
         for key, names in (("datasets", self.datasets), ("base_model", self.base_model)):
-            if wrong := [name for name in names if not _REPOSITORY.fullmatch(name)]:
+            if wrong := [name for name in names if not is_repository(name)]:
                 raise ConfigError(
                     f"{key}: expected ids of Hub repositories (org/name), got {wrong[0]!r}; what lies on your own "
                     "disk is described in words, in `dataset` or `training`."
                 )
         if not self.robots:
             raise ConfigError("robots: expected at least one embodiment, got none.")
+
+
+def require_license(license: str, option: str = "license") -> None:
+    """Raise ConfigError unless a licence is spelled as the Hub does. option: where it was given, for the message."""
+    if not _LICENSE.fullmatch(license):
+        near = re.sub(r"[^a-z0-9.+-]+", "-", license.lower()).strip("-")
+        raise ConfigError(
+            f"{option}: expected an identifier as the Hub writes it (lower case, such as apache-2.0 or "
+            f"cc-by-nc-sa-4.0; {OWN_TERMS} for terms of your own), got {license!r}."
+            + (f" Did you mean {near!r}?" if near else "")
+        )
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name has the form of a Hub repository's, `org/name`."""
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 def lasting(count: int, what: str, fps: float | None) -> str:

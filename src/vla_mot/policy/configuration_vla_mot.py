@@ -15,6 +15,7 @@ from lerobot.policies.rtc import RTCConfig
 from vla_mot.errors import ConfigError
 from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.config import ModelConfig
+from vla_mot.policy.card import stated_license
 from vla_mot.policy.defaults import default_model
 from vla_mot.robots.actions import ABSOLUTE, DELTA
 from vla_mot.robots.embodiment import Embodiment
@@ -102,6 +103,8 @@ class VlaMotConfig(PreTrainedConfig):
                 f"--policy.chunk_size is {self.chunk_size}, but the model predicts chunks of {given}: its weights and "
                 "statistics are for that length. Change --policy.n_action_steps instead."
             )
+        if self.push_to_hub:  # the card is made after training: too late to find a typing error
+            stated_license(self.license)
         self.model_config()
 
     @classmethod

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
 from torch import Tensor
@@ -26,6 +27,7 @@ from vla_mot.hub.manifest import write_manifest
 from vla_mot.hub.native import save_policy
 from vla_mot.hub.spec import PolicySpec, SamplerConfig, WeightsDtype
 from vla_mot.hub.tokenizer_files import portable
+from vla_mot.hub.upload import push
 from vla_mot.infer.chunks import Bend
 from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
@@ -175,6 +177,37 @@ class VlaMotPolicy(PreTrainedPolicy):
         save_policy(save_directory, self.spec, own, golden=golden)
         self.config._save_pretrained(save_directory)
         write_manifest(save_directory)  # again, since LeRobot wrote its config.json over ours
+
+    def push_model_to_hub(
+        self,
+        cfg: Any,
+        peft_model: Any = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        dataset_meta: Any = None,
+    ) -> None:
+        """Upload the policy, LeRobot's configuration and the model card in one commit; LeRobot calls it after training.
+
+        Every file of the checkpoint goes, as with `vla-mot push`: LeRobot's own leaves out what a tokenizer may need
+        (merges.txt, tokenizer.model). An adapter has no such files, and is uploaded by it.
+
+        cfg: LeRobot's `TrainPipelineConfig`. state_dict: see `_save_pretrained`.
+        Raises CheckpointError when the Hub does not take it.
+        """
+        if peft_model is not None:
+            super().push_model_to_hub(cfg, peft_model, state_dict, dataset_meta)
+            return
+        private = self.config.private
+        # A name without an organization is the account's own, which only the Hub can complete.
+        repository = HfApi().create_repo(self.config.repo_id, private=private, exist_ok=True)
+        card = self.generate_model_card(
+            cfg.dataset.repo_id, self.config.type, self.config.license, self.config.tags, cfg, dataset_meta
+        )
+        with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            folder = Path(scratch) / "policy"
+            self.save_pretrained(folder, state_dict=state_dict)
+            cfg.save_pretrained(folder)
+            push(folder, repository.repo_id, card=str(card), private=private)
+        log.info("Model pushed to %s", repository.url)  # a remote run ends by these words: lerobot.jobs.hf
 
     def generate_model_card(
         self,
