@@ -1,6 +1,7 @@
 """One action per control step from chunks that a server predicts: what a simulator's or a robot's loop needs.
 
-Legend: `h`/`w` a camera's own pixels, `S` state dims, `D` action dims, `m` the history offset in control steps.
+Legend: `h`/`w` a camera's own pixels, `S` state dims, `D` action dims, `m` the history offset in control steps,
+0 where the policy reads no history.
 """
 
 from collections.abc import Mapping

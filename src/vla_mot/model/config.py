@@ -95,6 +95,11 @@ class ModelConfig:
             return self.offset_frames
         return max(1, embodiment.frames(seconds=self.offset_seconds))
 
+    def history_steps(self, embodiment: Embodiment) -> int:
+        """How many control steps before the present one the other frame is that acting reads; 0: it reads none."""
+        reads = self.generation is not None and self.history == "past"
+        return self.offset(embodiment) if reads else 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists."""
         return json.loads(json.dumps(asdict(self)))

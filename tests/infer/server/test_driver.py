@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.infer.server.serving import TASK, observation, serving
-from tests.infer.tiny_policy import GRIPPER, HEAD
+from tests.infer.tiny_policy import GRIPPER, HEAD, tiny_policy
 from vla_mot.infer.session import Session
 from vla_mot_client import Client, Driver
 
@@ -43,6 +43,16 @@ def test_what_is_not_looked_at_need_not_be_rendered(client):
     assert asking == [True, False, False] * 2
     with pytest.raises(ValueError, match="step 6 needs pictures and the state"):
         driver.act(None, None, TASK)
+
+
+def test_without_history_only_the_asking_steps_look():
+    policy = tiny_policy(n_action_steps=2, generation=None, foresight=None)
+    with serving(policy, missing_history="error") as running, Client(port=running.port) as client:
+        driver, looked = Driver(client), []
+        for step in range(4):
+            looked.append(driver.looks)
+            assert driver.act(*(seen(step) if driver.looks else (None, None)), TASK).shape == (3,)
+    assert looked == [True, False] * 2
 
 
 def test_an_action_is_the_callers_own(client):

@@ -14,6 +14,7 @@ from vla_mot.hub.spec import PolicySpec
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.server.config import ServerConfig
 from vla_mot.infer.server.errors import RequestError
+from vla_mot.infer.server.metadata import metadata
 from vla_mot.infer.server.service import Service, Work
 from vla_mot.infer.server.wire import encode
 
@@ -371,6 +372,24 @@ def test_the_seed_changes_only_with_an_episode(tiny):
         await service.stop()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("model", [{"generation": None, "foresight": None}, {"history": "present"}], ids=str)
+def test_a_policy_that_reads_no_history_needs_none(model):
+    policy, config = tiny_policy(**model), ServerConfig(missing_history="error")
+    told = metadata({"conveyor": policy}, config)["robots"]["conveyor"]
+    assert told["history_steps"] == 0
+
+    def work(ask):
+        assert history(ask({key: value for key, value in at(0).items() if key != "step"})) == (
+            0,
+            "present",
+            0,
+        )
+        for step in (2, 9):
+            assert history(ask(at(step))) == (step, "present", 0)
+
+    asking(policy, work, missing_history="error")
 
 
 def test_history_steps_are_the_robots():

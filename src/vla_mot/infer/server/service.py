@@ -127,7 +127,7 @@ class Service:
         policy = self.policies[name]
         body, size = policy.robot.embodiment, policy.spec.model.view_size
         seen = read_seen(parts, body, size, only_images=asked.remember)
-        offset = policy.spec.model.offset(body)
+        offset = policy.spec.model.history_steps(body)
         _require_sense(asked, seen)
         session.require(asked, name, seen)
         session.control(asked, name)  # from here on nothing is wrong with the request itself

@@ -3,7 +3,7 @@
 A session knows nothing of others, so what it is answered depends on its own requests alone. (Floating point may round
 differently in batches of another size; max_batch=1 rules that out.)
 
-Legend: `h`/`w` a camera's own pixels, `m` the policy's history offset in control steps.
+Legend: `h`/`w` a camera's own pixels, `m` the policy's history offset in control steps, 0 where it reads no history.
 """
 
 from collections.abc import Mapping
@@ -88,7 +88,12 @@ class ClientSession:
             del self._frames[next(iter(self._frames))]
 
     def history(self, seen: Seen, step: int | None, offset: int) -> History:
-        """Find the frame of `offset` steps before. Raises RequestError where there is none and the server insists."""
+        """Find the frame of `offset` steps before. Raises RequestError where there is none and the server insists.
+
+        A policy that reads no history (0) gets the present frame in its place, whatever came.
+        """
+        if offset == 0:
+            return History(seen.images, "present", 0)
         if seen.history:
             return History(seen.history, "request", None)
         if step is not None and (found := self._find(step, offset)) is not None:
