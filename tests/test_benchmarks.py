@@ -37,6 +37,12 @@ SMALL = {
     "training.py": ("size=tiny", "variants=plain,ours", "memory=2"),
     "training_gpu.py": ("device=cpu", "size=tiny", "batches=1,2", "variants=plain+bf16,ours+full+bf16"),
 }
+CALLS = ("p99 ms", "Hz", "floor of a call")
+SAYS = {
+    "inference.py": (CALLS, "inference_tiny.png"),
+    "inference_gpu.py": (CALLS, "inference_gpu_tiny.png"),
+}
+"""Of calls and curves, which SMALL leaves as they are: what is printed, and the picture that is drawn."""
 
 
 @pytest.mark.slow
@@ -47,6 +53,10 @@ def test_it_prints_figures_with_their_machine(script: str, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("commit ")
     assert len(done.stdout.splitlines()) > 3
+    told, picture = SAYS.get(script, ((), None))
+    assert [words for words in told if words not in done.stdout] == []
+    if picture is not None:
+        assert (tmp_path / "outputs" / "benchmarks" / picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

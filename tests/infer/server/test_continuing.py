@@ -101,7 +101,7 @@ def test_neighbours_with_nothing_left_have_a_batch_of_their_own():
 
 HERS = [at(0, delay=2), at(2, delay=1), at(3), at(7, delay=3), at(9, delay=1)]
 HIS = [
-    {**observation(1, step), "step": 40 + step, **more}
+    {**observation(1, step), "step": step, **more}
     for step, more in ((1, {}), (2, {"delay": 3}), (4, {"delay": 0}), (5, {"delay": 2}), (6, {}))
 ]
 
