@@ -170,6 +170,26 @@ def test_only_what_the_run_held_out(vla_mot, trained, dataset, two_robots, tmp_p
     assert not (tmp_path / "other").exists()
 
 
+def test_a_dataset_of_which_nothing_was_held_out_is_left_out(vla_mot, trained, dataset, tmp_path):
+    lone = shutil.copytree(dataset, tmp_path / "lone")
+    told = json.loads((dataset / "meta" / "info.json").read_text()) | {"total_episodes": 1}
+    (lone / "meta" / "info.json").write_text(json.dumps(told))
+    words = (
+        "evaluate",
+        "open_loop",
+        f"checkpoint={trained}",
+        "held_out=true",
+        "pictures=false",
+        "num_steps=1",
+    )
+    said = vla_mot(*words, f"dataset=[{lone},{dataset}]", f"output={tmp_path / 'out'}")
+    assert (said.code, "lone is left out" in said.out) == (0, True), said.err
+    assert [one["dataset"] for one in results(tmp_path / "out")["datasets"]] == [dataset.name]
+    said = vla_mot(*words, f"dataset={lone}", f"output={tmp_path / 'none'}")
+    assert (said.code, "held out no episode of any" in said.err) == (2, True)
+    assert not (tmp_path / "none").exists()
+
+
 def retold(root: Path, folder: Path, robot_type: str) -> Path:
     """The same dataset, which says that it is another robot's."""
     shutil.copytree(root, folder)

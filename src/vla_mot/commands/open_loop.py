@@ -108,7 +108,10 @@ def _held_out(folder: Path) -> tuple[float, int]:
 def _open(
     settings: OpenLoopConfig, folder: Path, roots: Mapping[str, Path], choice: Choice
 ) -> list[Recording]:
-    """Every dataset, under the policy that is asked."""
+    """Every dataset of which episodes are chosen, under the policy that is asked; others are named.
+
+    Raises ConfigError when none is left.
+    """
     policy = Policy.from_pretrained(
         folder,
         embodiment=settings.robot,
@@ -118,12 +121,20 @@ def _open(
     ).with_sampler(num_steps=settings.num_steps, solver=settings.solver)
     policy = with_engine(policy, settings.engine)
     chosen = settings.robot is not None
-    return [
-        open_recording(
+    opened = []
+    for name, root in roots.items():
+        found = open_recording(
             name, root, policy, choice, settings.stride, chosen=chosen, action_mode=settings.action_mode
         )
-        for name, root in roots.items()
-    ]
+        if found is None:
+            console.print(f"{name} is left out: the run held out no episode of it.", style="yellow")
+        else:
+            opened.append(found)
+    if not opened:
+        raise ConfigError(
+            "held_out=true, but the run held out no episode of any of the datasets: one of a single episode only trains."
+        )
+    return opened
 
 
 def _scored(settings: OpenLoopConfig, opened: Sequence[Recording]) -> list[DatasetResult]:

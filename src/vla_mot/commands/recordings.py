@@ -12,8 +12,8 @@ from torch import Tensor
 from vla_mot.data.checks import misfits, read_info
 from vla_mot.data.frames import VideoFrames
 from vla_mot.data.mixture import find_datasets
+from vla_mot.data.recipe import SplitConfig
 from vla_mot.data.source import Source
-from vla_mot.data.split import split_episodes
 from vla_mot.data.windows import WindowConfig, WindowDataset, Windows
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.open_loop.recorded import Recorded, silent_robot
@@ -36,9 +36,12 @@ class Choice:
     split: tuple[float, int] | None = None
 
     def of(self, total: int, root: Path) -> tuple[int, ...]:
-        """The episodes. Raises ConfigError where there are too few for the split."""
+        """The episodes, split as in training: none of a dataset that has a single one.
+
+        Raises ConfigError where there are too few for the split.
+        """
         try:
-            held_out = range(total) if self.split is None else split_episodes(total, *self.split)[1]
+            held_out = range(total) if self.split is None else SplitConfig(*self.split).episodes(total)[1]
         except ConfigError as error:
             raise ConfigError(f"held_out=true: dataset {root}: {error}") from error
         return tuple(held_out[: self.most])
@@ -106,15 +109,16 @@ def open_recording(
     *,
     chosen: bool,
     action_mode: str | None = None,
-) -> Recording:
-    """Open one dataset: read what is small, and nothing of the pictures.
+) -> Recording | None:
+    """Open one dataset: read what is small, and nothing of the pictures. None where no episode of it is chosen.
 
     chosen: read it as the policy's robot, whatever it states. Raises DatasetError for one that cannot be read or does
     not fit, ConfigError for a robot that the policy does not know.
     """
     info, model = read_info(root), policy.spec.model
     robot = policy.robot if chosen else robot_of(name, info, policy, action_mode)
-    choice.of(int(info.get("total_episodes", 1)), root)
+    if not choice.of(int(info.get("total_episodes", 1)), root):
+        return None
     keep = partial(_frames_of, choice, root)
     source = Source.open(root, robot.embodiment, missing="report", keep=keep)
     config = WindowConfig(model.chunk_size, model.offset(source.embodiment), model.view_size)
