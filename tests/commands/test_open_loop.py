@@ -186,7 +186,7 @@ def test_a_dataset_of_which_nothing_was_held_out_is_left_out(vla_mot, trained, d
     assert (said.code, "lone is left out" in said.out) == (0, True), said.err
     assert [one["dataset"] for one in results(tmp_path / "out")["datasets"]] == [dataset.name]
     said = vla_mot(*words, f"dataset={lone}", f"output={tmp_path / 'none'}")
-    assert (said.code, "held out no episode of any" in said.err) == (2, True)
+    assert (said.code, "held out no episode of these" in said.err) == (2, True)
     assert not (tmp_path / "none").exists()
 
 

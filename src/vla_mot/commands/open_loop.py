@@ -132,7 +132,7 @@ def _open(
             opened.append(found)
     if not opened:
         raise ConfigError(
-            "held_out=true, but the run held out no episode of any of the datasets: one of a single episode only trains."
+            "held_out=true, but the run held out no episode of these datasets: one of a single episode trains only."
         )
     return opened
 
