@@ -135,6 +135,20 @@ def test_videos_alone_train_foresight(pretraining, vla_mot, tmp_path):
     assert vla_mot("verify", f"checkpoint={tmp_path / 'run'}").code == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("train.foresight_weight=0",), "train.foresight_weight is 0"),
+        (("model.generation=null", "foresight=none"), "the model has no generation expert"),
+    ],
+)
+def test_videos_that_teach_nothing_are_refused(pretraining, vla_mot, tmp_path, words, why):
+    said = vla_mot(*pretraining, *words, f"output={tmp_path / 'run'}")
+    assert said.code == 2
+    assert "nothing can be learned from conveyor_video:" in said.err and why in said.err
+    assert "~data.groups.<name>" in said.err
+
+
 @pytest.mark.multiprocess
 def test_a_killed_data_worker_leaves_a_run_that_goes_on(pretraining, vla_mot, tmp_path):
     run = tmp_path / "run"

@@ -40,6 +40,7 @@ _DATASET_COST = 2**19
 """Bytes that an open dataset costs beside its frames: about, see docs/assignment.md."""
 _FRAME_COST = 12
 """Bytes that a frame costs beside its state and action: its time, its instruction, its place in the order."""
+_NAMED = 5  # datasets that a message lists
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ def open_data(config: TrainingConfig, shards: int | None = None, ranks: int = 1)
     assignment = assign(mixture, data, shards, ranks)
     _require_shared(assignment, config, ranks)
     _require_room(mixture, model)
+    _require_lessons(mixture, config)
     robots = robots_of(mixture, data, model.chunk_size)
     acting = tuple(robot for robot in robots if robot.embodiment.action_dim)
     found = Data(
@@ -305,6 +307,22 @@ def _require_room(mixture: Mixture, model: ModelConfig) -> None:
                     f"embodiment {body.name!r} has {needed} {what}, the model {getattr(model, key)}; "
                     f"set model.{key}={needed}, or choose a preset of conf/model/ that has room."
                 )
+
+
+def _require_lessons(mixture: Mixture, config: TrainingConfig) -> None:
+    """Raise ConfigError for datasets that teach nothing: without actions, where no foresight loss trains either."""
+    why, instead = "the model has no generation expert", "train one that has (model.generation, foresight)"
+    if config.model.generation is not None:
+        why, instead = "train.foresight_weight is 0", "raise it"
+        if config.train.foresight_weight:
+            return
+    silent = [entry.name for entry in mixture.entries if not entry.robot.action_dim]
+    if silent:
+        more = f" and {len(silent) - _NAMED} more" if len(silent) > _NAMED else ""
+        raise ConfigError(
+            f"nothing can be learned from {', '.join(silent[:_NAMED])}{more}: no actions, and no foresight loss, for "
+            f"{why}. Leave them out (~data.groups.<name>, or data.datasets with skip: true), or {instead}."
+        )
 
 
 def _prepare(data: Data) -> None:
