@@ -179,7 +179,7 @@ class Engine:
 
         def make() -> Run:
             run: Run = self.model.encode_frames
-            if self.config.kind == "compiled":
+            if self.config.kind == "compiled" and self.device.type != "cpu":
                 run = torch.compile(run, fullgraph=True, dynamic=False)
             return self._recorded(lambda frames, fixed: run(frames), self._main)
 

@@ -28,7 +28,8 @@ from vla_mot.robots.images import to_unit
 class Stages:
     """The stages of one form. Holds the keys and values, and nothing of an observation beside them.
 
-    fused: per layer, expert → its fused projections. compiled: run vision, encoder, stack and heads by `torch.compile`.
+    fused: per layer, expert → its fused projections. compiled: run stack and heads by `torch.compile`, and but on a CPU
+    vision and encoder.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Stages:
         self._present = ones[:, : len(plan.form.views)]
         self._worded = torch.ones(plan.form.rows, plan.form.words, dtype=torch.bool, device=like.device)
         run: Callable[[Any], Any] = _compiled if compiled else _as_it_is
-        self.vision = run(self._vision)
-        self.encode = run(self._encode)
+        # On a CPU torch's own kernels resize and embed pictures faster than what it compiles to: docs/benchmarks.md.
+        look: Callable[[Any], Any] = _as_it_is if like.device.type == "cpu" else run
+        self.vision = look(self._vision)
+        self.encode = look(self._encode)
         self.understand = run(self._understand)
         self.foresee = run(self._foresee)
         self.velocity = run(self._velocity)
