@@ -1,6 +1,7 @@
 """One folder for both: what LeRobot saves, `vla_mot.Policy` opens, and nothing is loaded by halves."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from safetensors.torch import load_file, save_file
 
+from tests.infer.tiny_policy import known_robot, tiny_policy
 from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub.native import read_spec
 from vla_mot.infer.policy import Policy
@@ -28,6 +30,19 @@ def test_vla_mot_opens_what_lerobot_saved(native, tmp_path):
     ours, theirs = Policy.from_pretrained(tmp_path), Policy.from_pretrained(native)
     for name, weight in ours.model.state_dict().items():
         assert torch.equal(weight, theirs.model.state_dict()[name])
+
+
+def test_one_of_several_robots_is_saved_alone(tmp_path):
+    """As the page on LeRobot says, for its asynchronous server, to which a client cannot name a robot."""
+    base = tiny_policy(max_state_dim=8, max_action_dim=8)
+    robots = (base.robot, known_robot("franka", base.spec.model.chunk_size))
+    Policy(base.model, replace(base.spec, robots=robots)).save_pretrained(tmp_path / "both")
+    policy = Policy.from_pretrained(tmp_path / "both", embodiment="franka")
+    alone = replace(policy.spec, robots=(policy.robot,))
+    Policy(policy.model, alone).save_pretrained(tmp_path / "one")
+    opened = VlaMotPolicy.from_pretrained(tmp_path / "one")
+    assert [str(robot) for robot in opened.spec.robots] == ["franka/delta"]
+    assert "images.rgb.hand" in opened.config.input_features
 
 
 def test_a_cache_is_where_it_was_said_to_be(native, tmp_path):
