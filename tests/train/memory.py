@@ -1,10 +1,12 @@
-"""What real steps take, as torch's profiler saw the CPU's allocator hand it out.
+"""What real steps take: as torch's profiler saw the CPU's allocator hand it out, or as the C library counts it.
 
     python -m tests.train.memory <file to write to>
 
-does so on one of two ranks, once for every one of `SHARED`.
+does the latter on one of two ranks, for every one of `SHARED`: gloo's threads free buffers, too, and the profiler
+sees only what the thread frees that it was started on.
 """
 
+import ctypes
 import gc
 import json
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from tests.train.mid_size import mid_config, whole_batch
 from tests.train.runs import train_config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_mot.model.config import ModelConfig
 from vla_mot.model.model import VlaMotModel
@@ -90,16 +93,55 @@ def most_allocated(act: Callable[[], Any], trace: Path) -> tuple[int, Any]:
     return most, result
 
 
+class _Mallinfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2` (mallinfo(3))."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd"]),
+        *((name, ctypes.c_size_t) for name in ["usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]),
+    ]
+
+
+class InUse(TorchDispatchMode):
+    """Asks the C library after every operation of torch what the whole process holds, whichever thread took it.
+
+    most: the most bytes so far beyond what was held at first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ask = ctypes.CDLL(None).mallinfo2
+        self._ask.restype = _Mallinfo2
+        self.most = 0
+        self._before = self._now()
+
+    def _now(self) -> int:
+        told = self._ask()
+        return int(told.uordblks + told.hblkhd)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.most = max(self.most, self._now() - self._before)
+        return result
+
+
+def most_in_use(act: Callable[[], Any]) -> tuple[int, Any]:
+    """The most bytes that the process held at one time beyond those before, and what `act` returned."""
+    act()  # libraries keep for good what they made the first time
+    gc.collect()
+    with InUse() as seen:
+        result = act()
+    return seen.most, result
+
+
 def main(output: Path) -> None:
     """Every one of `SHARED` on this rank; the main one writes what it found."""
     torch.set_num_threads(1)
     with join("cpu", 60.0) as world:
-        found = {}
-        for name, changes in SHARED.items():
-            trace = output.with_suffix(f".{world.rank}.trace")
-            found[name] = most_allocated(
-                lambda changes=changes: steps(mid_config(), train_of(**changes), world=world), trace
-            )
+        found = {
+            name: most_in_use(lambda changes=changes: steps(mid_config(), train_of(**changes), world=world))
+            for name, changes in SHARED.items()
+        }
         if world.is_main:
             output.write_text(json.dumps(found))
 

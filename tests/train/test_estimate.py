@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tests.conftest import REPOSITORY
 from tests.model.tiny import tiny_config
-from tests.train.memory import SHARED, batches_of, most_allocated, steps, train_of
+from tests.train.memory import SHARED, batches_of, most_allocated, most_in_use, steps, train_of
 from tests.train.mid_size import mid_config
 
 from vla_mot.errors import ConfigError
@@ -79,6 +80,17 @@ def test_the_measure_sees_what_is_allocated(tmp_path: Path) -> None:
             torch.empty(3_000_000, dtype=torch.uint8)
 
     assert most_allocated(twice, tmp_path / "trace.json")[0] == 3_000_000
+
+
+def test_the_count_of_the_c_library_sees_what_another_thread_frees() -> None:
+    def twice() -> None:
+        for _ in range(2):
+            handed = [torch.empty(30_000_000, dtype=torch.uint8)]
+            thread = threading.Thread(target=handed.clear)
+            thread.start()
+            thread.join()
+
+    assert most_in_use(twice)[0] == pytest.approx(30_000_000, rel=0.01)
 
 
 def test_what_is_planned_for_cuda_is_recomputed_there_as_well() -> None:
