@@ -54,8 +54,11 @@ def drawable():
 @pytest.mark.multiprocess
 @pytest.mark.usefixtures("drawable")
 def test_it_measures_what_fits_trains_both_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch, tool):
-    said = f"{tmp_path / 'out'} --tasks {TASK} --demonstrations 2 --minutes 0.02 --rollouts 2 --lerobot-rollouts 0"
-    words = [*said.split(), *["--render", "fast", "--max-steps", "12", "--baselines", "act_small"], *SMALL]
+    said = f"{tmp_path / 'out'} --tasks {TASK} --demonstrations 2 --minutes 0.02 --rollouts 2 --render fast"
+    same = [*said.split(), "--max-steps", "12", *SMALL]
+    tool["main"]([*same, "--policies", "act_small"])
+    assert "| vla_mot |" not in capsys.readouterr().out
+    words = [*same, "--policies", "expert", "ours"]
     tool["main"](words)
     first = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in first[2:]] == [
@@ -105,15 +108,20 @@ def test_the_pace_is_that_of_the_steps_alone(tmp_path, tool):
 
 
 def test_other_options_want_another_folder(tmp_path, tool):
-    benchmark(tool, tmp_path, "--lerobot-rollouts", "0").require_same()
-    benchmark(tool, tmp_path, "--baselines", "act", "--lerobot-rollouts", "5").require_same()
-    benchmark(tool, tmp_path, "--lerobot-rollouts", "0").require_same()
+    benchmark(tool, tmp_path, "--policies", "ours").require_same()
+    benchmark(tool, tmp_path, "--policies", "act", "lerobot", "--lerobot-rollouts", "5").require_same()
+    benchmark(tool, tmp_path, "--policies").require_same()
     for words, said in (
         (["--minutes", "5"], r"another experiment: minutes was 60, is 5\.0; lerobot_rollouts was 5, is 50\."),
         (["--lerobot-rollouts", "5", "--ours=train.lr=1"], r"ours was \[\], is \['train.lr=1'\]"),
     ):
         with pytest.raises(ConfigError, match=said):
             benchmark(tool, tmp_path, *words).require_same()
+
+
+def test_lerobot_drives_only_what_was_trained(tmp_path, tool):
+    with pytest.raises(ConfigError, match="drives what ours trains, which is not there: add ours"):
+        benchmark(tool, tmp_path).drive("lerobot", TASK)
 
 
 def test_what_was_trained_is_told_not_what_was_planned(tmp_path, tool):

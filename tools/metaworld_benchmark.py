@@ -1,11 +1,12 @@
 """Meta-World on the machine at hand: our policy and lerobot's ACT, on the same demonstrations, for the same time.
 
     python tools/metaworld_benchmark.py outputs/metaworld [--minutes 60] [--tasks …] [--rollouts 50] [--seed 0]
+        [--policies expert ours act act_small lerobot]
 
 Records demonstrations of the scripted experts, measures how many training steps of each policy fit into the minutes,
-trains both, drives both on the same seeds, ours through `lerobot-eval` too, and prints the table for docs/metaworld.md.
+trains them, drives all on the same seeds, ours through `lerobot-eval` too, and prints the table for docs/metaworld.md.
 What is finished is not done again: however it ended, the same command goes on, trainings included. Of the options only
---baselines may change in a folder, and --lerobot-rollouts from or to 0.
+--policies may change in a folder. Once it has recorded, calls with other policies may work in it at the same time.
 """
 
 import argparse
@@ -76,12 +77,17 @@ BASELINES = {
 }
 
 
+OURS, EXPERT, LEROBOT = "ours", "expert", "lerobot"
+POLICIES = (EXPERT, OURS, *BASELINES, LEROBOT)
+"""The table's order. `lerobot` is ours, driven by `lerobot-eval`."""
+
+
 class Benchmark:
     """The stages in order. Every one leaves its result under `root`, and is left out where it is there."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.root = options, options.output
-        self.dataset, self.ours = self.root / "dataset", self.root / "ours"
+        self.dataset, self.ours = self.root / "dataset", self.root / OURS
         self.env = {
             "name": "metaworld",
             "cameras": ["corner2"],
@@ -94,17 +100,17 @@ class Benchmark:
         """Everything; ends the script where a command fails."""
         self.require_same()
         self.record()
-        steps = {name: self.steps(name) for name in ("ours", *self.options.baselines)}
-        for name, count in steps.items():
-            self.timed(name, partial(self.train, name, self.root / name, count))
-        for task in self.options.tasks:
-            self.evaluate(task)
+        for name in (name for name in POLICIES if name in self.options.policies):
+            if name in (OURS, *BASELINES):
+                self.timed(name, partial(self.train, name, self.root / name, self.steps(name)))
+            for task in self.options.tasks:
+                self.drive(name, task)
         print(self.table())
 
     def require_same(self) -> None:
         """Raise ConfigError where the folder was made with other options; else note these."""
-        mine = {key: value for key, value in vars(self.options).items() if key not in ("output", "baselines")}
-        if not self.options.lerobot_rollouts:
+        mine = {key: value for key, value in vars(self.options).items() if key not in ("output", "policies")}
+        if LEROBOT not in self.options.policies:
             del mine["lerobot_rollouts"]
         require_same(self.root, mine)
 
@@ -122,7 +128,7 @@ class Benchmark:
         """Training steps that fit into the minutes, by a short run's pace; measured once."""
         facts = read_facts(self.root / f"{name}_pace.json")
         if facts is None:
-            measure = self.pace_of_ours if name == "ours" else self.pace_of_act
+            measure = self.pace_of_ours if name == OURS else self.pace_of_act
             facts = {"seconds_per_step": measure(name, self.root / f"{name}_pace")}
             write_facts(self.root / f"{name}_pace.json", facts)
         return max(1, int(self.options.minutes * 60 / facts["seconds_per_step"]))
@@ -141,7 +147,7 @@ class Benchmark:
 
     def train(self, name: str, place: Path, steps: int) -> None:
         """Train one of the policies."""
-        if name == "ours":
+        if name == OURS:
             self.train_ours(place, steps)
         else:
             self.train_act(name, place, steps)
@@ -189,16 +195,20 @@ class Benchmark:
 
     # -- evaluation --------------------------------------------------------------------------------------
 
-    def evaluate(self, task: str) -> None:
-        """Every policy on the same seeds of one task."""
-        ours = self.ours / "checkpoints" / "last" / "pretrained_model"
-        self.drive_ours("expert", task, "controller=expert")
-        self.drive_ours("ours", task, f"checkpoint={ours}")
-        for name in self.options.baselines:
+    def drive(self, name: str, task: str) -> None:
+        """One policy on the seeds of one task, which are the same for all."""
+        trained = self.ours / "checkpoints" / "last" / "pretrained_model"
+        if name == LEROBOT:
+            if not (read_facts(self.root / f"{OURS}.json") or {"finished": False})["finished"]:
+                raise ConfigError(
+                    f"--policies {LEROBOT} drives what {OURS} trains, which is not there: add {OURS}."
+                )
+            self.drive_by_lerobot(trained, task)
+        elif name in BASELINES:
             for executed in BASELINES[name].executes:
                 self.drive_act(name, task, executed)
-        if self.options.lerobot_rollouts:
-            self.drive_by_lerobot(ours, task)
+        else:
+            self.drive_ours(name, task, "controller=expert" if name == EXPERT else f"checkpoint={trained}")
 
     def drive_ours(self, name: str, task: str, *words: str) -> None:
         """`vla-mot evaluate`."""
@@ -224,7 +234,7 @@ class Benchmark:
 
     def drive_by_lerobot(self, policy: Path, task: str) -> None:
         """`lerobot-eval`, which draws its pictures five times as wide, with all shadows."""
-        place = self.place("lerobot", task)
+        place = self.place(LEROBOT, task)
         if not (place / "eval_info.json").is_file():
             lerobot(
                 "eval", f"--policy.path={policy}", "--policy.device=cpu", "--env.type=metaworld",
@@ -248,17 +258,12 @@ class Benchmark:
     # -- what was found ----------------------------------------------------------------------------------
 
     def table(self) -> str:
-        """Markdown: a row per policy, a column per task, success with its 95 % interval, and how it was made."""
-        rows = {"expert": ("scripted expert", ""), "ours": ("vla_mot", "ours")}
-        for name in self.options.baselines:
-            for executed in BASELINES[name].executes:
-                label = f"{BASELINES[name].label}, {executed} steps of a chunk executed"
-                rows[f"{name}{executed}"] = (label, name)
-        if self.options.lerobot_rollouts:
-            rows["lerobot"] = ("vla_mot by `lerobot-eval`", "ours")
+        """Markdown: a row per policy that was driven, a column per task, success with its 95 % interval, and how."""
         lines = [f"| | {' | '.join(self.options.tasks)} | all | training |"]
         lines.append("|---|" + "---|" * (len(self.options.tasks) + 2))
-        for name, (label, trained) in rows.items():
+        for name, (label, trained) in rows().items():
+            if not all(self.place(name, task).exists() for task in self.options.tasks):
+                continue
             counts = [self.successes(name, task) for task in self.options.tasks]
             counts.append((sum(count for count, _ in counts), sum(of for _, of in counts)))
             spent = self.spent(trained) if trained else ""
@@ -277,11 +282,21 @@ class Benchmark:
     def successes(self, name: str, task: str) -> tuple[int, int]:
         """(successes, episodes)."""
         place = self.place(name, task)
-        if name != "lerobot":
+        if name != LEROBOT:
             episodes = Evaluation.load(place).arms[0].episodes
             return sum(episode.success for episode in episodes), len(episodes)
         overall = json.loads((place / "eval_info.json").read_text())["overall"]
         return round(overall["pc_success"] / 100 * overall["n_episodes"]), overall["n_episodes"]
+
+
+def rows() -> dict[str, tuple[str, str]]:
+    """What is driven, in the table's order: its name → (label, what was trained for it)."""
+    found = {EXPERT: ("scripted expert", ""), OURS: ("vla_mot", OURS)}
+    for name, baseline in BASELINES.items():
+        for executed in baseline.executes:
+            label = f"{baseline.label}, {executed} steps of a chunk executed"
+            found[f"{name}{executed}"] = (label, name)
+    return found | {LEROBOT: ("vla_mot by `lerobot-eval`", OURS)}
 
 
 def cell(count: int, of: int) -> str:
@@ -362,13 +377,19 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--demonstrations", type=int, default=100, help="per task")
     parser.add_argument("--minutes", type=float, default=60, help="of training, for each policy")
     parser.add_argument("--rollouts", type=int, default=50, help="per task and policy")
-    parser.add_argument("--lerobot-rollouts", type=int, default=50, help="per task by lerobot-eval; 0: none")
+    parser.add_argument("--lerobot-rollouts", type=int, default=50, help="per task by lerobot-eval")
     parser.add_argument("--seed", type=int, default=0, help="of demonstrations and trainings")
     parser.add_argument(
         "--render", default="shadows", help="of demonstrations and rollouts; see conf/env/metaworld.yaml"
     )
     parser.add_argument("--max-steps", type=int, default=500, help="of a rollout in our loop")
-    parser.add_argument("--baselines", nargs="*", choices=tuple(BASELINES), default=list(BASELINES))
+    parser.add_argument(
+        "--policies",
+        nargs="*",
+        choices=POLICIES,
+        default=list(POLICIES),
+        help="what this call trains and drives; nothing: it records",
+    )
     parser.add_argument(
         "--ours",
         action="append",
