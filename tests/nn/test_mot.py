@@ -74,6 +74,23 @@ def test_a_query_without_keys_gets_zeros_and_no_gradient() -> None:
     assert all(bool(x.grad.isfinite().all()) for x in (query, key, value))
 
 
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_bfloat16_without_gradients_is_attention_too(heads: tuple[int, int]) -> None:
+    """A CPU takes another way there; it is as near to exact attention as torch's own kernel."""
+    exact = [
+        torch.randn(2, tokens, count, 8)
+        for tokens, count in zip((3, 5, 5), (heads[0], *heads[1:] * 2), strict=True)
+    ]
+    narrow = [x.bfloat16() for x in exact]
+    expected = attend(*(x.double() for x in narrow), None)
+    theirs = attend(*narrow, None)
+    with torch.no_grad():
+        ours = attend(*narrow, None)
+    assert ours.shape == expected.shape and ours.dtype == torch.bfloat16
+    assert (ours - expected).abs().max() < 2 * (theirs - expected).abs().max()
+    assert not torch.equal(ours, theirs), "the other way was not taken"
+
+
 # ---- parity -----------------------------------------------------------------------------------------------------
 
 
