@@ -49,12 +49,33 @@ class GenerationHead(nn.Module):
 
     def embed(self, latents: Tensor) -> Tensor:
         """`(B, V, T, C, h, w)` → `(B, V·T·r·c, D)`, in the weights' dtype."""
+        latents, batch, views = self._read(latents), *latents.shape[:2]
+        tokens = self.downsample(self.in_proj(latents.flatten(0, 2))).to(latents.dtype)
+        return rearrange(tokens, "(b v t) d r c -> b (v t r c) d", b=batch, v=views)
+
+    @torch.no_grad()
+    def patch_map(self) -> tuple[Tensor, Tensor]:
+        """`in_proj` and `downsample`, between which there is nothing, as one map of a token's latents.
+
+        Returns its weight `(D, C·s·s)` and bias `(D,)` in the weights' dtype, s the stride.
+        """
+        inner, outer = self.in_proj.weight.float().flatten(1), self.downsample.weight.float()
+        weight = torch.einsum("odij,dc->ocij", outer, inner).flatten(1)
+        assert self.in_proj.bias is not None and self.downsample.bias is not None
+        bias = torch.einsum("odij,d->o", outer, self.in_proj.bias.float()) + self.downsample.bias.float()
+        return weight.to(self.in_proj.weight.dtype), bias.to(self.in_proj.weight.dtype)
+
+    def embed_by_map(self, latents: Tensor, patch_map: tuple[Tensor, Tensor]) -> Tensor:
+        """`embed` by what `patch_map` returned; equal but for rounding, and a fraction of the operations."""
+        rows, cols = self.grid
+        patches = rearrange(self._read(latents), "b v t c (r i) (q j) -> b (v t r q) (c i j)", r=rows, q=cols)
+        return F.linear(patches, *patch_map)
+
+    def _read(self, latents: Tensor) -> Tensor:
+        """Of both times, in the weights' dtype."""
         if self.history == "present":
             latents = latents[:, :, 1:].expand_as(latents)
-        batch, views = latents.shape[:2]
-        dtype = self.in_proj.weight.dtype
-        tokens = self.downsample(self.in_proj(latents.flatten(0, 2).to(dtype))).to(dtype)
-        return rearrange(tokens, "(b v t) d r c -> b (v t r c) d", b=batch, v=views)
+        return latents.to(self.in_proj.weight.dtype)
 
     def freeze_outputs(self) -> None:
         """Keep what only `predict` reads as it is."""
@@ -66,8 +87,21 @@ class GenerationHead(nn.Module):
         rows, cols = self.grid
         mean = reduce(outputs, "b (v t r c) d -> b v d r c", "mean", t=2, r=rows, c=cols)
         grown = self.upsample(mean.flatten(0, 1).to(self.upsample.weight.dtype))
-        latents = self.out_proj(self.norm(grown.movedim(1, -1))).movedim(-1, 1)
-        return latents.float().unflatten(0, mean.shape[:2])
+        return self._latents(grown.movedim(1, -1).unflatten(0, mean.shape[:2]))
+
+    def predict_by_product(self, outputs: Tensor) -> Tensor:
+        """`predict`, with `upsample` as one product of all tokens: they do not overlap. Equal but for rounding."""
+        rows, cols = self.grid
+        mean = reduce(outputs, "b (v t r c) d -> b v r c d", "mean", t=2, r=rows, c=cols)
+        grown = mean.to(self.upsample.weight.dtype) @ self.upsample.weight.flatten(1)
+        side = self.upsample.kernel_size[0]
+        cells = rearrange(grown, "b v r c (d i j) -> b v (r i) (c j) d", i=side, j=side)
+        assert self.upsample.bias is not None
+        return self._latents(cells + self.upsample.bias)
+
+    def _latents(self, grown: Tensor) -> Tensor:
+        """`(B, V, h, w, D)` → `(B, V, C, h, w)` float32."""
+        return self.out_proj(self.norm(grown)).movedim(-1, 2).float()
 
 
 class ActionHead(nn.Module):

@@ -111,6 +111,8 @@ class Engine:
             for layer in self.model.stack.layers
         ]
         self._fused = quantized(fused, self.config.quantize)
+        head = self.model.generation if self._generates else None
+        self._patch_map = None if head is None else head.patch_map()
         experts = [
             expert for layer in self.model.stack.layers for expert in cast(Any, layer).experts.values()
         ]
@@ -216,7 +218,8 @@ class Engine:
     def _make_form(self, plan: Plan) -> _Form:
         with torch.inference_mode(False), torch.no_grad():  # buffers that any later call may write to
             compiled, foresight = self.config.kind == "compiled", self.config.foresight
-            stages = Stages(self.model, plan, self._fused, compiled=compiled, foresight=foresight)
+            made = (self._fused, self._patch_map)
+            stages = Stages(self.model, plan, *made, compiled=compiled, foresight=foresight)
         return _Form(
             stages,
             vision=self._recorded(stages.vision, self._main),

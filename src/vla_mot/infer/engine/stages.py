@@ -28,8 +28,8 @@ from vla_mot.robots.images import to_unit
 class Stages:
     """The stages of one form. Holds the keys and values, and nothing of an observation beside them.
 
-    fused: per layer, expert → its fused projections. compiled: run stack and heads by `torch.compile`, and but on a CPU
-    vision and encoder.
+    fused: per layer, expert → its fused projections. patch_map: of the generation head, if it runs.
+    compiled: run stack and heads by `torch.compile`, and but on a CPU vision and encoder.
     """
 
     def __init__(
@@ -37,11 +37,12 @@ class Stages:
         model: VlaMotModel,
         plan: Plan,
         fused: Sequence[Mapping[str, FusedLayer]],
+        patch_map: tuple[Tensor, Tensor] | None,
         *,
         compiled: bool,
         foresight: bool,
     ) -> None:
-        self.model, self.fused, self.predicts = model, fused, foresight
+        self.model, self.fused, self.patch_map, self.predicts = model, fused, patch_map, foresight
         self.counts = plan.counts
         geometry = model.understanding.geometry
         room = (plan.form.rows, sum(plan.counts), geometry.num_kv_heads, geometry.head_dim)
@@ -83,10 +84,11 @@ class Stages:
         if latents is None or head is None:
             self._run(hidden, fixed, self.counts[0], (), {})
             return None
-        hidden = {"generation": head.embed(latents), **hidden}
+        assert self.patch_map is not None
+        hidden = {"generation": head.embed_by_map(latents, self.patch_map), **hidden}
         outputs = ("generation",) if self.predicts else ()
         states = self._run(hidden, fixed, self.counts[0], outputs, {})
-        return head.predict(states["generation"]) if self.predicts else None
+        return head.predict_by_product(states["generation"]) if self.predicts else None
 
     def denoise(
         self, noise: Tensor, steps: int, solver: Solver, *, fixed: tuple[Stage, Tensor, Tensor]
