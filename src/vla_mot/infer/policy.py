@@ -250,6 +250,12 @@ class Policy:
             self.engine.look(self.observe(images, state, instructions), session)
 
     @property
+    def history_steps(self) -> int:
+        """How many control steps before the present frame the other one is that is read; 0: none is."""
+        runs = self.engine is None or self.engine.generates
+        return self.spec.model.history_steps(self.robot.embodiment) if runs else 0
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether `look` may do anything."""
         return self.engine is not None and self.engine.config.understanding_ahead

@@ -89,7 +89,7 @@ class Engine:
         self.forget()
 
     @property
-    def _generates(self) -> bool:
+    def generates(self) -> bool:
         """Whether there is a generation expert that runs."""
         return self.config.generation and self.model.generation is not None
 
@@ -111,7 +111,7 @@ class Engine:
             for layer in self.model.stack.layers
         ]
         self._fused = quantized(fused, self.config.quantize)
-        head = self.model.generation if self._generates else None
+        head = self.model.generation if self.generates else None
         self._patch_map = None if head is None else head.patch_map()
         experts = [
             expert for layer in self.model.stack.layers for expert in cast(Any, layer).experts.values()
@@ -211,7 +211,7 @@ class Engine:
         def make() -> Plan:
             with torch.inference_mode(False), torch.no_grad():
                 here = observation.to(self.device)
-                return make_plan(self.model, here, config.text_multiple, generation=self._generates)
+                return make_plan(self.model, here, config.text_multiple, generation=self.generates)
 
         return self._plans.get((observation.batch_size, images.shape[-2:], images.dtype, *masks), make)
 
@@ -278,7 +278,7 @@ class Engine:
 
     def _latents(self, observation: Observation, images: Tensor, plan: Plan, form: _Form) -> Tensor | None:
         """Of both times `(B, V, 2, C, h, w)`, of the views that are looked at; None without the generation expert."""
-        if not self._generates:
+        if not self.generates:
             return None
         if observation.latents is None:
             return form.encode(images, fixed=None)

@@ -6,6 +6,7 @@ Everything here runs on the loop but the function that predicts, so that pings a
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,18 +17,22 @@ import numpy as np
 from vla_mot.infer.server.config import ServerConfig
 from vla_mot.infer.server.errors import RequestError
 from vla_mot.infer.server.metrics import Metrics
-from vla_mot.infer.server.predicting import Row
+from vla_mot.infer.server.predicting import Predicted, Row
 
 _log = logging.getLogger(__name__)
-Predict = Callable[[Sequence[Row]], list[np.ndarray]]
-"""B rows of one kind → a chunk `(L, D)` for each; any exception of it is answered as `failed`."""
+Predict = Callable[[Sequence[Row]], list[Predicted]]
+"""B rows of one kind → a chunk for each; any exception of it is answered as `failed`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One chunk `(L, D)`, how large its batch was, and how many seconds it waited and was computed."""
+    """One chunk `(L, D)`, how large its batch was, and how many seconds it waited and was computed.
+
+    understanding_age: see `ActionChunk`.
+    """
 
     actions: np.ndarray
+    understanding_age: int
     batch: int
     waited: float
     computed: float
@@ -52,6 +57,7 @@ class Batcher:
     ) -> None:
         self._predict, self._config, self._metrics, self._clients = predict, config, metrics, clients
         self._waiting: list[_Waiting] = []
+        self._chores = deque[Callable[[], None]](maxlen=config.max_sessions)
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vla-mot-inference")
         self._work: Future[Any] | None = None
@@ -105,6 +111,11 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
 
+    def later(self, chore: Callable[[], None]) -> None:
+        """Do something in the worker thread when no request waits. The oldest chores give way where there are many."""
+        self._chores.append(chore)
+        self._arrived.set()
+
     async def run_beside[T](self, function: Callable[..., T], *arguments: Any) -> T:
         """Run something in the worker thread. Cancelling gives up waiting for it, no more."""
         self._begun = time.monotonic()
@@ -123,12 +134,21 @@ class Batcher:
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            while self._waiting:
+            while self._waiting or self._chores:
+                if not self._waiting:
+                    await self._do(self._chores.popleft())
+                    continue
                 await self._gather()
                 if batch := self._take():
                     self._failed = 0 if await self._answer(batch) else self._failed + 1
                 await asyncio.sleep(0)  # those who gave up leave the queue
             self._arrived.clear()
+
+    async def _do(self, chore: Callable[[], None]) -> None:
+        try:
+            await self.run_beside(chore)
+        except Exception:  # whoever needs what it was to prepare meets the same, and is told
+            _log.exception("something could not be prepared for a later request")
 
     async def _gather(self) -> None:
         """Wait a moment for whom could still come; a lone client waits for nobody."""
@@ -165,9 +185,11 @@ class Batcher:
             return await self._blame(batch, error)
         self._metrics.batches.add(len(batch))
         self._metrics.inference.add(seconds)
-        for item, actions in answers:
+        for item, told in answers:
+            self._metrics.understanding.add(told.understanding_age)
             if not item.answer.done():
-                item.answer.set_result(Answer(actions, len(batch), begun - item.since, seconds))
+                how = (told.actions, told.understanding_age, len(batch), begun - item.since, seconds)
+                item.answer.set_result(Answer(*how))
         return True
 
     async def _blame(self, batch: list[_Waiting], error: Exception) -> bool:
@@ -182,7 +204,7 @@ class Batcher:
         return False
 
 
-def _timed(predict: Predict, rows: Sequence[Row]) -> tuple[list[np.ndarray], float]:
+def _timed(predict: Predict, rows: Sequence[Row]) -> tuple[list[Predicted], float]:
     begun = time.perf_counter()
     return predict(rows), time.perf_counter() - begun
 

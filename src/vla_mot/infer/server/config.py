@@ -31,6 +31,7 @@ class ServerConfig:
     seed: int = 0
     missing_history: MissingHistory = "present"
     history_tolerance: int = 0
+    remember_latents: bool = False
     rename: Mapping[str, str] = field(default_factory=dict)
     max_batch: int = 8
     batch_window_ms: float = 2.0

@@ -50,7 +50,7 @@ def _robot(policy: Policy) -> dict[str, Any]:
         "actions_are": "absolute, in physical units",
         "chunk_size": spec.model.chunk_size,
         "n_action_steps": spec.sampler.n_action_steps,
-        "history_steps": spec.model.history_steps(body),
+        "history_steps": policy.history_steps,
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
+_CALLS = (0, 1, 2, 4, 8, 16)
 
 
 class Counter:
@@ -60,6 +61,9 @@ class Metrics:
         self.seconds = Histogram("vla_mot_request_seconds", _SECONDS, "from arrival to reply, chunks only")
         self.inference = Histogram("vla_mot_inference_seconds", _SECONDS, "one batch in the policy")
         self.batches = Histogram("vla_mot_batch_size", _ROWS, "requests that were predicted in one batch")
+        self.understanding = Histogram(
+            "vla_mot_understanding_age_calls", _CALLS, "calls since what a chunk was chosen by was understood"
+        )
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
 
     def gauge(self, name: str, text: str, ask: Callable[[], float]) -> None:
@@ -74,7 +78,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
     def _parts(self) -> tuple[Counter | Histogram, ...]:
-        return self.requests, self.history, self.seconds, self.inference, self.batches
+        return self.requests, self.history, self.seconds, self.inference, self.batches, self.understanding
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:

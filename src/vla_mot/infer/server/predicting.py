@@ -5,13 +5,14 @@ dims, `R` steps left over.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vla_mot.flow.solvers import Guide
+from vla_mot.infer.latents import FrameLatents
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.rtc import continue_chunk
 from vla_mot.infer.server.config import ServerConfig
@@ -21,12 +22,21 @@ from vla_mot.robots.images import resize_with_pad, to_unit
 
 
 @dataclass(frozen=True)
+class Known:
+    """Where latents of a row's two frames are, or will be: those of its session, and the frames' control steps."""
+
+    latents: FrameLatents
+    past: int
+    present: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One request, checked. past, present: camera → `(h, w, 3)` uint8. state: `(S,)` float32.
 
     seed, call: key the noise, whoever else is in the batch. episode: like no other one's.
     left_over: `(R, D)` of the last chunk, with which this one is made to go on. delay: how many of these steps will
-    have been executed when it arrives.
+    have been executed when it arrives. known: None where the frames' latents are not remembered.
     """
 
     robot: str
@@ -39,13 +49,22 @@ class Row:
     episode: Hashable = None
     left_over: np.ndarray | None = None
     delay: int = 0
+    known: Known | None = None
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Rows of one kind fit into one batch: the same robot, pictures of the same sizes, as much left over."""
+        """Rows of one kind fit into one batch: robot, sizes of the pictures, what is left over, latents or none."""
         pictures = tuple((key, picture.shape) for key, picture in sorted(self.present.items()))
         left = None if self.left_over is None else (len(self.left_over), self.delay)
-        return self.robot, pictures, left
+        return self.robot, pictures, left, self.known is None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """actions: `(L, D)` float32, absolute, in physical units. understanding_age: see `ActionChunk`."""
+
+    actions: np.ndarray
+    understanding_age: int
 
 
 class Predictor:
@@ -54,8 +73,8 @@ class Predictor:
     def __init__(self, policies: Mapping[str, Policy], config: ServerConfig) -> None:
         self._policies, self._config = dict(policies), config
 
-    def predict(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """One chunk `(L, D)` float32 per row, absolute actions in physical units.
+    def predict(self, rows: Sequence[Row]) -> list[Predicted]:
+        """One chunk per row.
 
         Raises RequestError where an action is not finite: no robot may get it.
         """
@@ -67,13 +86,19 @@ class Predictor:
         noise = noise.to(policy.device, non_blocking=True)
         guide = self._guide(policy, filled, state, noise)
         words, episodes = [row.instruction for row in filled], tuple(row.episode for row in filled)
-        chunk = policy.predict(images, state, words, noise, guide, session=episodes)
+        latents = _latents(policy, filled, images)
+        chunk = policy.predict(images, state, words, noise, guide, session=episodes, latents=latents)
         actions = chunk.actions[: len(rows)].float().cpu().numpy()
         if not np.isfinite(actions).all():
             raise RequestError(
                 "failed", "the policy's actions are not finite; nothing was sent to the robot."
             )
-        return list(actions)
+        return [Predicted(action, chunk.understanding_age) for action in actions]
+
+    def encode(self, robot: str, latents: FrameLatents, step: int, frame: Mapping[str, np.ndarray]) -> None:
+        """Have the latents of a session's frame ready, for a later row."""
+        policy = self._policies[robot]
+        latents.of(policy, step, {key: _picture(policy, array)[None] for key, array in frame.items()})
 
     def warm_up(self) -> None:
         """Predict once for every robot, from black pictures, so that the first client does not wait for it.
@@ -85,7 +110,8 @@ class Predictor:
             for instruction in self._config.instructions or ("wait",):
                 black = _black(name, policy.robot.embodiment, policy.spec.model.view_size, instruction)
                 for size in sizes:
-                    self.predict([black] * size)
+                    known = Known(FrameLatents(), 0, 1) if self._config.remember_latents else None
+                    self.predict([replace(black, known=known)] * size)
 
     def _filled(self, policy: Policy, rows: Sequence[Row]) -> list[Row]:
         """The rows, and the last one again up to a size that an engine has programs for."""
@@ -103,21 +129,30 @@ class Predictor:
         return continue_chunk(self._config.rtc, left_over, rows[0].delay, state, noise, policy.processor)
 
 
+def _latents(policy: Policy, rows: Sequence[Row], images: Mapping[str, Tensor]) -> Tensor | None:
+    """`(B, V, 2, C, h, w)` of `images`, where rows remember them: what was encoded before is not encoded again."""
+    found = []
+    for i, row in enumerate(rows):
+        if row.known is None:
+            return None
+        past, present = ({key: pair[i : i + 1, time] for key, pair in images.items()} for time in (0, 1))
+        found.append(row.known.latents.pair(policy, (row.known.past, past), (row.known.present, present)))
+    return torch.cat(found)
+
+
 def _pictures(policy: Policy, rows: Sequence[Row], key: str) -> Tensor:
-    """`(B, 2, 3, H, W)` of the model's size, frames t − m and t: uint8 that had it, float32 in [0, 1] otherwise.
+    """`(B, 2, 3, H, W)` of the model's size, frames t − m and t."""
+    pairs = [(row.past[key], row.present[key]) for row in rows]
+    return torch.stack([torch.stack([_picture(policy, picture) for picture in pair]) for pair in pairs])
+
+
+def _picture(policy: Policy, picture: np.ndarray) -> Tensor:
+    """`(h, w, 3)` → `(3, H, W)` of the model's size: uint8 if it had that, float32 in [0, 1] otherwise.
 
     Others are resized one by one, to what the policy would make of them: a batch of large ones is gigabytes in floats.
     """
-    size = policy.spec.model.view_size
-    pairs = [(row.past[key], row.present[key]) for row in rows]
-    if rows[0].present[key].shape[:2] == size:
-        return torch.from_numpy(np.stack(pairs)).movedim(-1, 2)
-    return torch.stack([torch.stack([_fitted(policy, picture, size) for picture in pair]) for pair in pairs])
-
-
-def _fitted(policy: Policy, picture: np.ndarray, size: tuple[int, int]) -> Tensor:
-    there = torch.from_numpy(np.array(picture)).movedim(-1, 0).to(policy.device)
-    return resize_with_pad(to_unit(there), *size)
+    there, size = torch.from_numpy(np.array(picture)).movedim(-1, 0), policy.spec.model.view_size
+    return there if there.shape[1:] == size else resize_with_pad(to_unit(there.to(policy.device)), *size)
 
 
 def _black(name: str, robot: Embodiment, size: tuple[int, int], instruction: str) -> Row:

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 from vla_mot.errors import ConfigError, unknown_name
@@ -20,7 +21,7 @@ from vla_mot.infer.server.errors import KINDS, RequestError, invalid
 from vla_mot.infer.server.metadata import metadata
 from vla_mot.infer.server.metrics import Metrics
 from vla_mot.infer.server.observation import Controls, Seen, dotted, flatten, read_seen, take_controls
-from vla_mot.infer.server.predicting import Predictor, Row
+from vla_mot.infer.server.predicting import Known, Predictor, Row
 from vla_mot.infer.server.sessions import ClientSession, History, Source
 from vla_mot.infer.server.wire import decode, encode
 
@@ -41,12 +42,17 @@ class Work:
 class Service:
     """One server's policies, queue and counts. policies: name of a robot → the policy that drives it.
 
-    Raises ConfigError without any policy.
+    Raises ConfigError without any policy, and where latents are to be remembered that none reads.
     """
 
     def __init__(self, policies: Mapping[str, Policy], config: ServerConfig) -> None:
         if not policies:
             raise ConfigError("there is no robot to serve: the checkpoint holds no statistics of any.")
+        if config.remember_latents and not all(policy.history_steps for policy in policies.values()):
+            raise ConfigError(
+                "remember_latents=true keeps latents of frames that will be history, but the policy reads no history: "
+                "leave it out."
+            )
         self.policies, self.config = dict(policies), config
         self._predictor = Predictor(policies, config)
         self.metrics = Metrics((_OK, *KINDS, _LEFT), get_args(Source))
@@ -127,13 +133,14 @@ class Service:
         policy = self.policies[name]
         body, size = policy.robot.embodiment, policy.spec.model.view_size
         seen = read_seen(parts, body, size, only_images=asked.remember)
-        offset = policy.spec.model.history_steps(body)
+        offset = policy.history_steps
         _require_sense(asked, seen)
         session.require(asked, name, seen)
         session.control(asked, name)  # from here on nothing is wrong with the request itself
         if asked.step is not None:
             session.remember(seen, asked.step, offset)
         if asked.remember:
+            self._encode_later(name, session, asked.step, seen)
             return {"remembered": asked.step}
         found = session.history(seen, asked.step, offset)
         row = self._row(name, session, seen, found, asked)
@@ -191,6 +198,11 @@ class Service:
             raise invalid(unknown_name("embodiment", name[:80], self.policies))
         return name
 
+    def _encode_later(self, name: str, session: ClientSession, step: int | None, seen: Seen) -> None:
+        """Have frames that are remembered encoded before they are history, where latents are remembered, too."""
+        if session.latents is not None and step is not None:
+            self._batcher.later(partial(self._predictor.encode, name, session.latents, step, seen.images))
+
     def _row(self, name: str, session: ClientSession, seen: Seen, found: History, asked: Controls) -> Row:
         assert seen.state is not None, "read_seen reads the state unless only_images"
         row = Row(
@@ -202,11 +214,18 @@ class Service:
             seed=session.seed,
             call=session.calls,
             episode=session.key,
+            known=_known(session, found, asked.step),
         )
         if asked.delay is None:
             return row
         left = session.left_over(asked.step) if seen.left_over is None else seen.left_over
         return row if left is None else replace(row, left_over=left, delay=min(asked.delay, len(left)))
+
+
+def _known(session: ClientSession, found: History, step: int | None) -> Known | None:
+    if session.latents is None or found.step is None or step is None:
+        return None
+    return Known(session.latents, found.step, step)
 
 
 def _require_sense(asked: Controls, seen: Seen) -> None:
@@ -229,6 +248,7 @@ def _reply_of(work: Work, answer: Answer, seconds: float, previous_ms: float | N
         "server_timing": server,
         "policy_timing": {"infer_ms": answer.computed * 1000},
         "history": {"source": work.history.source, "age_steps": work.history.age},
+        "understanding": {"age_calls": answer.understanding_age},
         "noise": {"seed": work.row.seed, "call": work.row.call},
         "continued": None if left is None else {"steps": len(left), "delay": work.row.delay},
         "step": work.step,

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from vla_mot.infer.latents import FrameLatents
 from vla_mot.infer.server.config import ServerConfig
 from vla_mot.infer.server.errors import invalid
 from vla_mot.infer.server.observation import Controls, Seen
@@ -24,15 +25,19 @@ one within the tolerance, the first of an episode that is younger than m; or the
 
 @dataclass(frozen=True)
 class History:
-    """The history frame of one request. age: control steps before the present frame; None where nobody knows."""
+    """The history frame of one request. age: control steps before the present frame; None where nobody knows.
+
+    step: at which the session got it; None where it did not.
+    """
 
     frame: Frame
     source: Source
     age: int | None
+    step: int | None = None
 
 
 class ClientSession:
-    """One connection. offset: m of the robot."""
+    """One connection. offset: m of the robot. latents: of the frames that are kept; None: they are not remembered."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
@@ -48,6 +53,7 @@ class ClientSession:
         self._chunk: tuple[int, np.ndarray] | None = None  # the step it begins at, `(L, D)`
         self._frames: dict[int, Frame] = {}  # by step, in order
         self._first: int | None = None
+        self.latents = FrameLatents() if self._config.remember_latents else None
 
     def require(self, asked: Controls, robot: str, seen: Seen) -> None:
         """Change nothing; raise RequestError for what does not fit this episode.
@@ -81,11 +87,15 @@ class ClientSession:
     def remember(self, seen: Seen, step: int, offset: int) -> None:
         """Keep the frames of a control step, which fit."""
         self._first = step if self._first is None else self._first
+        if step in self._frames and self.latents is not None:
+            self.latents = FrameLatents()  # other pictures of a step that may have been encoded
         self._frames[step] = _alone(seen)
         for old in [old for old in self._frames if old < step - offset - self._config.history_tolerance]:
             del self._frames[old]
         while len(self._frames) > 1 and self._bytes() > self._config.history_bytes:
             del self._frames[next(iter(self._frames))]
+        if self.latents is not None:
+            self.latents.forget(next(iter(self._frames)))
 
     def history(self, seen: Seen, step: int | None, offset: int) -> History:
         """Find the frame of `offset` steps before. Raises RequestError where there is none and the server insists.
@@ -103,7 +113,7 @@ class ClientSession:
                 f"the frame of {offset} steps ago is not here: count control steps as 'step' and send that frame "
                 "(remember = true), or send both frames of each camera as (2, h, w, 3)."
             )
-        return History(seen.images, "present", 0)
+        return History(seen.images, "present", 0, step)
 
     def answered(self, step: int | None, actions: np.ndarray) -> None:
         """The client got a chunk `(L, D)` for what it saw at a step."""
@@ -121,14 +131,14 @@ class ClientSession:
     def _find(self, step: int, offset: int) -> History | None:
         wanted = step - offset
         if wanted in self._frames:
-            return History(self._frames[wanted], "received", offset)
+            return History(self._frames[wanted], "received", offset, wanted)
         first = self._first
         if first is not None and wanted < first and first in self._frames:
-            return History(self._frames[first], "first", step - first)
+            return History(self._frames[first], "first", step - first, first)
         nearest = min(self._frames, key=lambda kept: abs(kept - wanted), default=None)
         if nearest is None or abs(nearest - wanted) > self._config.history_tolerance:
             return None
-        return History(self._frames[nearest], "near", step - nearest)
+        return History(self._frames[nearest], "near", step - nearest, nearest)
 
     def _bytes(self) -> int:
         return sum(picture.nbytes for frame in self._frames.values() for picture in frame.values())
