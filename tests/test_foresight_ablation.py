@@ -74,6 +74,24 @@ def test_arms_take_turns_and_the_full_one_comes_first(tmp_path):
     assert {until for _, _, until in more} == {2, 3}
 
 
+def test_a_run_waits_for_what_it_needs_and_for_its_own_last_turn(tmp_path):
+    asked = settings(tmp_path, "seeds=2")
+    runs = [(arm, seed) for seed in range(2) for arm in "ABCD"]
+
+    def ready(*busy: Path) -> list[tuple[str, int]]:
+        return [run for run in runs if TOOL["is_ready"](asked, *run, busy)]
+
+    def save(arm: str, seed: int) -> None:
+        (asked.run(arm, seed) / "checkpoints" / "000000").mkdir(parents=True)
+
+    assert ready() == [("A", 0)]
+    save("A", 0)
+    assert ready() == [run for run in runs if run != ("B", 1)]
+    assert ready(asked.run("A", 0)) == [run for run in runs if run not in (("A", 0), ("B", 1))]
+    save("A", 1)
+    assert ready() == runs
+
+
 def test_equal_wall_clock_is_what_the_quickest_arm_took(tmp_path):
     asked = settings(tmp_path, "steps=100", "checkpoints=10")
     chosen = TOOL["equal_time"](asked, {"A": 0.2, "B": 0.1, "C": 0.16, "D": 0.21})
@@ -115,7 +133,7 @@ def test_the_table_says_what_was_found(tmp_path):
 @pytest.mark.multiprocess
 @pytest.mark.sim
 def test_killed_on_its_way_it_goes_on_with_what_is_there(tmp_path, capsys):
-    words = [f"output={tmp_path}", *MINIATURE, *QUICK]
+    words = [f"output={tmp_path}", "at_once=2", *MINIATURE, *QUICK]
     process = subprocess.Popen(
         [sys.executable, str(PATH), *words], start_new_session=True, stdout=subprocess.DEVNULL
     )

@@ -1,11 +1,12 @@
 """Does foresight help? What a policy of the demo's size loses when a part is taken away before it is trained.
 
     python tools/foresight_ablation.py output=outputs/foresight [arms=A,B,C,D] [seeds=3] [steps=3000] [episodes=200]
-        [demonstrations=600] [turns=4] [checkpoints=12] [key=value …]
+        [demonstrations=600] [turns=4] [at_once=1] [checkpoints=12] [key=value …]
 
 A is the whole model, B has no generation expert, C no foresight loss, D the present frame in the place of the history.
 One dataset is recorded, half of whose scenes stand still. Every arm is trained on it with every seed: the same batches,
-noise and, where shapes agree, initial weights. Arms take `turns` turns on the machine. Each policy then drives
+noise and, where shapes agree, initial weights. Arms take `turns` turns on the machine, `at_once` of them side by side,
+each with its share of the cores. Each policy then drives
 `episodes` scenes with a moving belt and as many with a resting one, which are the seed's own and the same for all arms:
 at equal steps, and at the one of `checkpoints` checkpoints where each arm had trained as long as the quickest arm did
 in all. Further words go to `vla-mot posttrain`.
@@ -14,8 +15,8 @@ Writes <output>/table.md, results.json and ablation.png, and prints the table fo
 not done again: however it ended, the same command goes on. More arms or seeds may be asked for later.
 """
 
-import ctypes
 import math
+import os
 import shutil
 import signal
 import statistics
@@ -36,6 +37,7 @@ import matplotlib.pyplot as plt
 from vla_mot.commands import folders
 from vla_mot.commands import main as command_line
 from vla_mot.commands.folders import read_config, write_atomic, write_facts
+from vla_mot.commands.scripts import end_with_parent, run_script
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.foresight_report import SCORES_FILE
 from vla_mot.evaluate.intervals import Interval, clustered, clustered_difference
@@ -60,9 +62,16 @@ MOTIONS = {"dynamic": "moving belt", "static": "belt at rest"}
 BUDGETS = {"steps": "equal steps", "time": "equal wall-clock"}
 FIRST_SCENE = 100_000
 UNTRAINED = "C"  # its foresight head, which no loss reaches
-DEFAULTS = {"seeds": 3, "steps": 3000, "episodes": 200, "demonstrations": 600, "turns": 4, "checkpoints": 12}
+DEFAULTS = {
+    "seeds": 3,
+    "steps": 3000,
+    "episodes": 200,
+    "demonstrations": 600,
+    "turns": 4,
+    "at_once": 1,
+    "checkpoints": 12,
+}
 _LOOK = 0.5  # seconds between two looks at a run that is to end its turn
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _KEPT = 10_000  # checkpoints: all, also those between two turns
 
 Wins = dict[tuple[str, str, str], list[list[bool]]]
@@ -71,7 +80,7 @@ Wins = dict[tuple[str, str, str], list[list[bool]]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. words: for training. arms, seeds and turns change no result that is there.
+    """What was asked for. words: for training. arms, seeds, turns and at_once change no result that is there.
 
     command: as it was typed.
     """
@@ -85,6 +94,7 @@ class Settings:
     arms: tuple[str, ...]
     seeds: int
     turns: int
+    at_once: int
     command: str
 
     @classmethod
@@ -140,8 +150,7 @@ def main(words: list[str]) -> None:
             "data", "record", f"output={settings.output / 'dataset'}", f"episodes={settings.demonstrations}",
             "static_fraction=0.5",
         )  # fmt: skip
-    for arm, seed, until in turns(settings):
-        train(settings, arm, seed, until)
+    train(settings)
     costs = {arm: seconds_per_step(settings, arm) for arm in settings.arms}
     chosen = {"steps": dict.fromkeys(settings.arms, settings.steps), "time": equal_time(settings, costs)}
     wins = {
@@ -184,37 +193,71 @@ def turns(settings: Settings) -> Iterator[tuple[str, int, int]]:
                 yield arm, seed, until
 
 
-def train(settings: Settings, arm: str, seed: int, until: int) -> None:
-    """Train until the checkpoint of a step is there, in a process of its own, which is stopped as a scheduler would."""
-    run = settings.run(arm, seed)
-    if saved(run) >= until:
-        return
-    if arm == "B":
-        give_start(settings, seed)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vla_mot.commands.main", "posttrain", *training_words(settings, arm, seed)],
-        preexec_fn=_end_with_parent,
-    )
-    asked = False
+def train(settings: Settings) -> None:
+    """All turns, as many side by side as may be."""
+    waiting, running = list(turns(settings)), list[Training]()
     try:
-        while process.poll() is None:
-            if not asked and until < settings.steps and saved(run) >= until:
-                process.send_signal(signal.SIGTERM)
-                asked = True
-            time.sleep(_LOOK)
+        while waiting or running:
+            running = [training for training in running if not training.ended()]
+            busy = [training.run for training in running]
+            ready = (turn for turn in waiting if is_ready(settings, *turn[:2], busy))
+            if len(running) < settings.at_once and (turn := next(ready, None)):
+                waiting.remove(turn)
+                if saved(settings.run(*turn[:2])) < turn[2]:
+                    running.append(Training(settings, *turn))
+            else:
+                time.sleep(_LOOK)
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-    ends = (command_line.OK, command_line.STOPPED, -signal.SIGTERM) if asked else (command_line.OK,)
-    if process.returncode not in ends:
-        raise SystemExit(process.returncode)
+        for training in running:
+            training.close()
 
 
-def _end_with_parent() -> None:
-    """A run must not go on by itself when this script is killed, for the next one goes on with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+def is_ready(settings: Settings, arm: str, seed: int, busy: Sequence[Path]) -> bool:
+    """Whether a run may go on. The first one makes the frames that all read, and an A the weights its B begins with."""
+    needed = [("A", 0)] if arm != "B" else [("A", 0), ("A", seed)]
+    there = all((arm, seed) == other or saved(settings.run(*other)) >= 0 for other in needed)
+    return there and settings.run(arm, seed) not in busy
+
+
+class Training:
+    """A run on its way to the checkpoint of a step, in a process of its own, which is stopped as a scheduler would."""
+
+    def __init__(self, settings: Settings, arm: str, seed: int, until: int) -> None:
+        if arm == "B":
+            give_start(settings, seed)
+        self.run, self._until, self._whole = settings.run(arm, seed), until, until == settings.steps
+        share = max(1, (os.cpu_count() or 1) // settings.at_once)
+        threads = {} if settings.at_once == 1 else {"OMP_NUM_THREADS": f"{share}"}
+        self._asked = False
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vla_mot.commands.main",
+                "posttrain",
+                *training_words(settings, arm, seed),
+            ],
+            env=threads | os.environ,
+            preexec_fn=end_with_parent,
+        )
+
+    def ended(self) -> bool:
+        """Whether it is done with its turn, which is asked to end in time. Ends the script where a run failed."""
+        if self._process.poll() is None:
+            if not self._asked and not self._whole and saved(self.run) >= self._until:
+                self._process.send_signal(signal.SIGTERM)
+                self._asked = True
+            return False
+        stopped = (command_line.STOPPED, -signal.SIGTERM) if self._asked else ()
+        if self._process.returncode not in (command_line.OK, *stopped):
+            raise SystemExit(self._process.returncode)
+        return True
+
+    def close(self) -> None:
+        """Stop it, if it still runs."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
 
 
 def training_words(settings: Settings, arm: str, seed: int) -> list[str]:
@@ -454,10 +497,4 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command_line.STOPPED))
-    try:
-        main(sys.argv[1:])
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+    run_script(main)

@@ -10,13 +10,11 @@ What is finished is not done again: however it ended, the same command goes on, 
 """
 
 import argparse
-import ctypes
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from typing import Any
 from vla_mot.commands import main as command_line
 from vla_mot.commands import simulators
 from vla_mot.commands.folders import read_config, read_facts, require_same, whole, write_facts
+from vla_mot.commands.scripts import end_with_parent, run_script
 from vla_mot.data.split import split_episodes
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.closed_loop import run_episodes
@@ -45,7 +44,6 @@ TASKS = ("drawer-open-v3", "push-v3", "pick-place-v3")
 FIRST_SEED = 100_000  # of the rollouts; the demonstrations' is --seed
 PACE_STEPS = 60
 _NOTED_EVERY = 10.0  # seconds: what a killed training may lose of its time
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -347,7 +345,7 @@ def lerobot(name: str, *words: str) -> str:
     said: list[str] = []
     with subprocess.Popen(
         [program, *words], env=offline, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     ) as running:  # fmt: skip
         try:
             for line in running.stdout or ():
@@ -359,12 +357,6 @@ def lerobot(name: str, *words: str) -> str:
     if running.returncode:
         raise SystemExit(f"lerobot-{name} ended with {running.returncode}:\n{''.join(said[-20:])}")
     return "".join(said)
-
-
-def _end_with_parent() -> None:
-    """A training must not go on by itself when this script is killed, for the next one goes on with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -410,10 +402,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command_line.STOPPED))
-    try:
-        main(sys.argv[1:])
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+    run_script(main)
