@@ -108,6 +108,8 @@ class _Stack:
 
     def __init__(self, model: VlaMotModel) -> None:
         self.model = model
+        # Two layers with nothing between them are one map, which is made once.
+        self.patch_map = tuple(nn.Parameter(part, False) for part in model.generation.patch_map())
 
     def run(
         self, hidden: dict[str, Tensor], outputs: Sequence[str], cache: KVCache | None = None
@@ -125,11 +127,11 @@ class _Stack:
     def generate(self, latents: Tensor, state: Tensor, told: KVCache) -> KVCache:
         """Generation and state tokens behind the understanding's, and the foresight."""
         hidden = {
-            "generation": self.model.generation.embed(latents),
+            "generation": self.model.generation.embed_by_map(latents, self.patch_map),
             "action": self.model.action.embed_state(state),
         }
         states, cache = self.run(hidden, ("generation",), told)
-        self.model.generation.predict(states["generation"])
+        self.model.generation.predict_by_product(states["generation"])
         return cache
 
     def denoise(self, batch: int, chunk: int, prefix: KVCache) -> Tensor:
