@@ -58,6 +58,8 @@ def test_words_are_settings_or_go_to_training(tmp_path):
 def test_another_experiment_is_not_mixed_in_but_more_seeds_and_arms_are_welcome(tmp_path):
     TOOL["require_same"](settings(tmp_path, "steps=10", "seeds=1", "arms=A,B"))
     TOOL["require_same"](settings(tmp_path, "steps=10", "seeds=3", "turns=2"))
+    with pytest.raises(ConfigError, match="at_once was 1, is 2"):
+        TOOL["require_same"](settings(tmp_path, "steps=10", "at_once=2"))
     with pytest.raises(ConfigError, match=r"steps was 10, is 20; words was \[\], is \['train.lr=1'\]"):
         TOOL["require_same"](settings(tmp_path, "steps=20", "train.lr=1"))
 
@@ -90,6 +92,15 @@ def test_a_run_waits_for_what_it_needs_and_for_its_own_last_turn(tmp_path):
     assert ready(asked.run("A", 0)) == [run for run in runs if run not in (("A", 0), ("B", 1))]
     save("A", 1)
     assert ready() == runs
+
+
+def test_runs_side_by_side_share_the_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert [TOOL["share"](count) for count in (1, 2, 8)] == [
+        {},
+        {"OMP_NUM_THREADS": "3"},
+        {"OMP_NUM_THREADS": "1"},
+    ]
 
 
 def test_equal_wall_clock_is_what_the_quickest_arm_took(tmp_path):

@@ -104,7 +104,7 @@ def test_the_pace_is_that_of_the_steps_alone(tmp_path, tool):
         for step, seconds, rate in rates
     ] + [{"step": 30, "kind": "validation"}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert tool["seconds_per_step"](tmp_path) == 0.5
+    assert tool["seconds_per_step"]([tmp_path]) == 0.5
 
 
 def test_other_options_want_another_folder(tmp_path, tool):

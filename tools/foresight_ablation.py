@@ -36,8 +36,8 @@ import matplotlib.pyplot as plt
 
 from vla_mot.commands import folders
 from vla_mot.commands import main as command_line
-from vla_mot.commands.folders import read_config, write_atomic, write_facts
-from vla_mot.commands.scripts import end_with_parent, run_script
+from vla_mot.commands.folders import write_atomic, write_facts
+from vla_mot.commands.scripts import end_with_parent, run_script, seconds_per_step
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.foresight_report import SCORES_FILE
 from vla_mot.evaluate.intervals import Interval, clustered, clustered_difference
@@ -48,7 +48,6 @@ from vla_mot.infer.policy import Policy
 from vla_mot.model.model import VlaMotModel
 from vla_mot.options import at_least
 from vla_mot.train.checkpoint import POLICY_FOLDER, newest_checkpoint
-from vla_mot.train.log import read_log
 
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "A": ("full", ()),
@@ -80,7 +79,7 @@ Wins = dict[tuple[str, str, str], list[list[bool]]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. words: for training. arms, seeds, turns and at_once change no result that is there.
+    """What was asked for. words: for training. arms, seeds and turns change no result that is there.
 
     command: as it was typed.
     """
@@ -151,7 +150,10 @@ def main(words: list[str]) -> None:
             "static_fraction=0.5",
         )  # fmt: skip
     train(settings)
-    costs = {arm: seconds_per_step(settings, arm) for arm in settings.arms}
+    costs = {
+        arm: seconds_per_step(settings.run(arm, seed) for seed in range(settings.seeds))
+        for arm in settings.arms
+    }
     chosen = {"steps": dict.fromkeys(settings.arms, settings.steps), "time": equal_time(settings, costs)}
     wins = {
         (arm, motion, budget): [drive(settings, arm, seed, step, motion) for seed in range(settings.seeds)]
@@ -169,7 +171,10 @@ def main(words: list[str]) -> None:
 
 def require_same(settings: Settings) -> None:
     """Raise ConfigError where the folder holds another experiment; else note this one."""
-    mine = {key: asdict(settings)[key] for key in ("steps", "episodes", "demonstrations", "checkpoints")}
+    mine = {
+        key: asdict(settings)[key]
+        for key in ("steps", "episodes", "demonstrations", "checkpoints", "at_once")
+    }
     folders.require_same(settings.output, mine | {"words": list(settings.words)})
 
 
@@ -226,8 +231,6 @@ class Training:
         if arm == "B":
             give_start(settings, seed)
         self.run, self._until, self._whole = settings.run(arm, seed), until, until == settings.steps
-        share = max(1, (os.cpu_count() or 1) // settings.at_once)
-        threads = {} if settings.at_once == 1 else {"OMP_NUM_THREADS": f"{share}"}
         self._asked = False
         self._process = subprocess.Popen(
             [
@@ -237,7 +240,7 @@ class Training:
                 "posttrain",
                 *training_words(settings, arm, seed),
             ],
-            env=threads | os.environ,
+            env=share(settings.at_once) | os.environ,
             preexec_fn=end_with_parent,
         )
 
@@ -258,6 +261,12 @@ class Training:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
+
+
+def share(at_once: int) -> dict[str, str]:
+    """Of the cores that this script may use, for one of so many trainings: the environment it gets unless told."""
+    threads = max(1, int(describe_machine()["cores"]) // at_once)
+    return {} if at_once == 1 else {"OMP_NUM_THREADS": f"{threads}"}
 
 
 def training_words(settings: Settings, arm: str, seed: int) -> list[str]:
@@ -296,16 +305,6 @@ def give_start(settings: Settings, seed: int) -> None:
     model, whole = VlaMotModel(spec.model), found.load().state_dict()
     model.load_state_dict({name: whole[name] for name in model.state_dict()})
     Policy(model, spec).save_pretrained(place)
-
-
-def seconds_per_step(settings: Settings, arm: str) -> float:
-    """The median over the log windows of all seeds, validation and checkpoints left out."""
-    found = []
-    for seed in range(settings.seeds):
-        run = settings.run(arm, seed)
-        size = read_config(run)["train"]["batch_size"]
-        found += [size / r["samples_per_second"] for r in read_log(run) if r["kind"] == "train"]
-    return statistics.median(found)
 
 
 def equal_time(settings: Settings, costs: Mapping[str, float]) -> dict[str, int]:

@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import threading
@@ -29,8 +28,8 @@ from typing import Any
 
 from vla_mot.commands import main as command_line
 from vla_mot.commands import simulators
-from vla_mot.commands.folders import read_config, read_facts, require_same, whole, write_facts
-from vla_mot.commands.scripts import end_with_parent, run_script
+from vla_mot.commands.folders import read_facts, require_same, whole, write_facts
+from vla_mot.commands.scripts import end_with_parent, run_script, seconds_per_step
 from vla_mot.data.split import split_episodes
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.closed_loop import run_episodes
@@ -38,10 +37,12 @@ from vla_mot.evaluate.intervals import wilson
 from vla_mot.evaluate.machine import describe_machine
 from vla_mot.evaluate.metaworld import graphics
 from vla_mot.evaluate.results import Arm, Evaluation
-from vla_mot.train.log import read_log
+from vla_mot.options import at_least
 
 TASKS = ("drawer-open-v3", "push-v3", "pick-place-v3")
+LEROBOT_FILE = "eval_info.json"  # what lerobot-eval writes in the end
 FIRST_SEED = 100_000  # of the rollouts; the demonstrations' is --seed
+COUNTS = ("demonstrations", "rollouts", "lerobot_rollouts", "max_steps")
 PACE_STEPS = 60
 _NOTED_EVERY = 10.0  # seconds: what a killed training may lose of its time
 
@@ -134,7 +135,7 @@ class Benchmark:
     def pace_of_ours(self, name: str, place: Path) -> float:
         """Seconds per step."""
         self.train_ours(place, PACE_STEPS, "train.log_every=10")
-        return seconds_per_step(place)
+        return seconds_per_step([place])
 
     def pace_of_act(self, name: str, place: Path) -> float:
         """The same; lerobot says what a step and its data took, from the second log window on."""
@@ -211,7 +212,7 @@ class Benchmark:
     def drive_ours(self, name: str, task: str, *words: str) -> None:
         """`vla-mot evaluate`."""
         place = self.place(name, task)
-        if not place.exists():
+        if not self.is_driven(name, task):
             counts = [f"episodes={self.options.rollouts}", f"seed={FIRST_SEED}", "parallel=10", "videos=1"]
             vla_mot("evaluate", f"output={place}", *words, *counts, *self.env_words(f"[{task}]"))
 
@@ -233,12 +234,17 @@ class Benchmark:
     def drive_by_lerobot(self, policy: Path, task: str) -> None:
         """`lerobot-eval`, which draws its pictures five times as wide, with all shadows."""
         place = self.place(LEROBOT, task)
-        if not (place / "eval_info.json").is_file():
+        if not self.is_driven(LEROBOT, task):
             lerobot(
                 "eval", f"--policy.path={policy}", "--policy.device=cpu", "--env.type=metaworld",
                 f"--env.task={task}", f"--eval.n_episodes={self.options.lerobot_rollouts}",
                 "--eval.batch_size=1", f"--seed={FIRST_SEED}", f"--output_dir={place}",
             )  # fmt: skip
+
+    def is_driven(self, name: str, task: str) -> bool:
+        """Whether all episodes are there: lerobot makes the folder first and the file in it last."""
+        place = self.place(name, task)
+        return (place / LEROBOT_FILE if name == LEROBOT else place).exists()
 
     def place(self, name: str, task: str) -> Path:
         """Where the results of one policy on one task lie."""
@@ -260,7 +266,7 @@ class Benchmark:
         lines = [f"| | {' | '.join(self.options.tasks)} | all | training |"]
         lines.append("|---|" + "---|" * (len(self.options.tasks) + 2))
         for name, (label, trained) in rows().items():
-            if not all(self.place(name, task).exists() for task in self.options.tasks):
+            if not all(self.is_driven(name, task) for task in self.options.tasks):
                 continue
             counts = [self.successes(name, task) for task in self.options.tasks]
             counts.append((sum(count for count, _ in counts), sum(of for _, of in counts)))
@@ -283,7 +289,7 @@ class Benchmark:
         if name != LEROBOT:
             episodes = Evaluation.load(place).arms[0].episodes
             return sum(episode.success for episode in episodes), len(episodes)
-        overall = json.loads((place / "eval_info.json").read_text())["overall"]
+        overall = json.loads((place / LEROBOT_FILE).read_text())["overall"]
         return round(overall["pc_success"] / 100 * overall["n_episodes"]), overall["n_episodes"]
 
 
@@ -302,14 +308,6 @@ def cell(count: int, of: int) -> str:
     found = wilson(count, of)
     return f"{count}/{of}, {found.value:.0%} ({100 * found.low:.0f}–{100 * found.high:.0f})".replace(
         "%", " %", 1
-    )
-
-
-def seconds_per_step(run: Path) -> float:
-    """The median over the log windows of a run of ours, validation and checkpoints left out."""
-    size = read_config(run)["train"]["batch_size"]
-    return statistics.median(
-        size / record["samples_per_second"] for record in read_log(run) if record["kind"] == "train"
     )
 
 
@@ -392,7 +390,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--act", action="append", default=[], metavar="--KEY=VALUE", help="a further word for lerobot-train"
     )
-    return parser.parse_args(words)
+    found = parser.parse_args(words)
+    at_least(1, {f"--{key.replace('_', '-')}": getattr(found, key) for key in COUNTS})
+    return found
 
 
 def main(words: list[str]) -> None:

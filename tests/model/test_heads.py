@@ -31,7 +31,7 @@ def test_outputs_become_latents_by_one_product(stride: int) -> None:
     assert torch.allclose(head.predict_by_product(outputs), expected, atol=1e-5)
 
 
-def test_bfloat16_is_rounded_once_where_the_layers_round_twice() -> None:
+def test_the_map_is_no_worse_in_bfloat16_than_the_layers() -> None:
     narrow = head_of(2).to(torch.bfloat16)
     latents = torch.randn(4, 3, 2, 16, 4, 8).bfloat16().float()
     wanted = head_of(2).to(torch.bfloat16).float().embed(latents)

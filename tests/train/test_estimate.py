@@ -1,5 +1,6 @@
 """Estimated memory against what real steps took, within 15 %."""
 
+import ctypes
 import json
 import os
 import socket
@@ -82,6 +83,9 @@ def test_the_measure_sees_what_is_allocated(tmp_path: Path) -> None:
     assert most_allocated(twice, tmp_path / "trace.json")[0] == 3_000_000
 
 
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is no glibc since 2.33"
+)
 def test_the_count_of_the_c_library_sees_what_another_thread_frees() -> None:
     def twice() -> None:
         for _ in range(2):
@@ -115,6 +119,9 @@ def test_ranks_that_do_not_divide_into_copies_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is no glibc since 2.33"
+)
 def test_the_estimate_is_what_one_of_two_ranks_measures(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

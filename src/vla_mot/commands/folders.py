@@ -59,7 +59,8 @@ def require_same(folder: Path, facts: dict[str, Any]) -> None:
         if noted.get(key, value) != value
     ]:
         raise ConfigError(f"{folder} holds another experiment: {'; '.join(other)}. Choose another folder.")
-    write_facts(path, noted | facts)
+    if noted | facts != noted:
+        write_facts(path, noted | facts)
 
 
 @contextmanager

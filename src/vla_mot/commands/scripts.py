@@ -1,12 +1,16 @@
-"""What the long scripts of tools/ share: how they end, and how what they started ends with them."""
+"""What the long scripts of tools/ share: how they end, how what they started ends with them, and how fast that was."""
 
 import ctypes
 import signal
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+from vla_mot.commands.folders import read_config
 from vla_mot.commands.main import STOPPED
 from vla_mot.errors import ConfigError
+from vla_mot.train.log import read_log
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
@@ -29,3 +33,13 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def seconds_per_step(runs: Iterable[Path]) -> float:
+    """The median over the log windows of runs of ours, validation and checkpoints left out."""
+    return statistics.median(
+        read_config(run)["train"]["batch_size"] / record["samples_per_second"]
+        for run in runs
+        for record in read_log(run)
+        if record["kind"] == "train"
+    )

@@ -2,14 +2,17 @@
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from tests.infer.server.serving import observation, serving
 from tests.infer.server.test_batching import metric, wait_until
-from tests.infer.tiny_policy import tiny_policy
+from tests.infer.tiny_policy import HEAD, tiny_policy
+from vla_mot.batch import ActionChunk
 from vla_mot.errors import ConfigError
 from vla_mot.infer.engine import EngineConfig
 from vla_mot.infer.policy import Policy
@@ -21,17 +24,25 @@ PAST = 3  # control steps of the tiny policy's history
 
 
 class Counting(Policy):
-    """Counts the frames that it encodes, and fails where it is told to."""
+    """Counts the frames that it encodes, and fails or waits where it is told to."""
 
     def __init__(self) -> None:
         base = tiny_policy()
         super().__init__(base.model, base.spec)
-        self.encoded, self.fails = 0, False
-        self._lock = threading.Lock()
+        self.encoded, self.plain, self.fails = 0, 0, False
+        self.pictures: list[Tensor] = []
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def predict(self, *others: Any, **options: Any) -> ActionChunk:
+        self.plain += options["latents"] is None
+        return super().predict(*others, **options)
 
     def encode(self, images: Mapping[str, Tensor]) -> Tensor:
-        with self._lock:
-            self.encoded += 1
+        self.entered.set()
+        assert self.go_on.wait(30)
+        self.encoded += 1
+        self.pictures.append(images[HEAD])
         if self.fails:
             raise RuntimeError("no latents today")
         return super().encode(images)
@@ -73,6 +84,44 @@ def test_other_pictures_of_the_same_step_are_encoded_anew(tiny):
             client.infer(observation(step=0) | {"step": 0})
             said[remembers] = client.infer(observation(step=7) | {"step": 0})["actions"]
     assert np.allclose(said[True], said[False], atol=1e-5)
+
+
+def test_the_same_pictures_of_a_step_are_not_encoded_again():
+    policy = Counting()
+    with serving(policy, remember_latents=True) as running, Client(port=running.port) as client:
+        for _ in range(2):
+            client.infer(observation(step=0) | {"step": 0})
+        assert policy.encoded == 1
+
+
+def test_of_several_frames_that_wait_the_newest_is_encoded_and_requests_come_first():
+    policy = Counting()
+    policy.go_on.clear()
+    with (
+        serving(policy, remember_latents=True) as running,
+        Client(port=running.port) as client,
+        Client(port=running.port) as other,
+    ):
+        client.remember(observation(step=0) | {"step": 0})  # under way until it may go on
+        assert policy.entered.wait(10)
+        for step in (1, 2):
+            client.remember(observation(step=step) | {"step": step})
+        asked = threading.Thread(target=other.infer, args=(observation(row=1) | {"step": 9},))
+        asked.start()
+        wait_until(lambda: metric(running, "vla_mot_queue_length") == 1)
+        policy.go_on.set()
+        asked.join(10)
+        wait_until(lambda: len(policy.pictures) == 3)
+    ours = [torch.from_numpy(observation(step=step)[HEAD]).movedim(-1, 0)[None] for step in (0, 2)]
+    theirs = torch.from_numpy(observation(row=1)[HEAD]).movedim(-1, 0)[None]
+    for found, expected in zip(policy.pictures, (ours[0], theirs, ours[1]), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_what_is_encoded_ahead_and_what_is_not_is_warmed_up():
+    policy = Counting()
+    with serving(policy, remember_latents=True, warm_up=True), serving(policy, warm_up=True):
+        assert (policy.encoded, policy.plain) == (2, 2)
 
 
 def test_clients_in_one_batch_have_latents_of_their_own(tiny):

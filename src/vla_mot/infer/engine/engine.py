@@ -282,7 +282,8 @@ class Engine:
             return None
         if observation.latents is None:
             return form.encode(images, fixed=None)
-        return plan.looked_at(self._here(observation.latents)).float()
+        # Laid out as what `encode` makes: what is compiled asks for the strides that it was compiled for.
+        return plan.looked_at(self._here(observation.latents)).float().contiguous()
 
     def _understand(
         self, pictures: Tensor, words: Tensor, plan: Plan, form: _Form, session: Hashable | None

@@ -6,8 +6,7 @@ Everything here runs on the loop but the function that predicts, so that pings a
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +56,7 @@ class Batcher:
     ) -> None:
         self._predict, self._config, self._metrics, self._clients = predict, config, metrics, clients
         self._waiting: list[_Waiting] = []
-        self._chores = deque[Callable[[], None]](maxlen=config.max_sessions)
+        self._chores: dict[Hashable, Callable[[], None]] = {}
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vla-mot-inference")
         self._work: Future[Any] | None = None
@@ -65,7 +64,9 @@ class Batcher:
         self._failed = 0
         self._task = asyncio.create_task(self._run())
         metrics.gauge("vla_mot_queue_length", "requests that wait for a batch", self.waiting)
-        metrics.gauge("vla_mot_batch_age_seconds", "how long the batch under way has taken, or 0", self.age)
+        metrics.gauge(
+            "vla_mot_batch_age_seconds", "how long the batch or encoding under way has taken, or 0", self.age
+        )
 
     def waiting(self) -> int:
         """Requests that wait for a batch."""
@@ -111,10 +112,14 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
 
-    def later(self, chore: Callable[[], None]) -> None:
-        """Do something in the worker thread when no request waits. The oldest chores give way where there are many."""
-        self._chores.append(chore)
+    def later(self, whose: Hashable, chore: Callable[[], None]) -> None:
+        """Do something in the worker thread when no request waits. Everybody has one chore: a newer takes its place."""
+        self._chores[whose] = chore
         self._arrived.set()
+
+    def never(self, whose: Hashable) -> None:
+        """Forget their chore."""
+        self._chores.pop(whose, None)
 
     async def run_beside[T](self, function: Callable[..., T], *arguments: Any) -> T:
         """Run something in the worker thread. Cancelling gives up waiting for it, no more."""
@@ -136,7 +141,7 @@ class Batcher:
             await self._arrived.wait()
             while self._waiting or self._chores:
                 if not self._waiting:
-                    await self._do(self._chores.popleft())
+                    await self._do(self._chores.pop(next(iter(self._chores))))
                     continue
                 await self._gather()
                 if batch := self._take():

@@ -110,8 +110,9 @@ class Predictor:
             for instruction in self._config.instructions or ("wait",):
                 black = _black(name, policy.robot.embodiment, policy.spec.model.view_size, instruction)
                 for size in sizes:
-                    known = Known(FrameLatents(), 0, 1) if self._config.remember_latents else None
-                    self.predict([replace(black, known=known)] * size)
+                    self.predict([black] * size)
+                    if self._config.remember_latents:
+                        self.predict([replace(black, known=Known(FrameLatents(), 0, 1))] * size)
 
     def _filled(self, policy: Policy, rows: Sequence[Row]) -> list[Row]:
         """The rows, and the last one again up to a size that an engine has programs for."""

@@ -101,6 +101,7 @@ class Service:
     def close(self, session: ClientSession) -> None:
         """The client is gone."""
         self._sessions -= 1
+        self._batcher.never(session)
 
     async def stop(self) -> bool:
         """Take no more requests, answer those that came within `drain_seconds`, then end the worker.
@@ -201,7 +202,8 @@ class Service:
     def _encode_later(self, name: str, session: ClientSession, step: int | None, seen: Seen) -> None:
         """Have frames that are remembered encoded before they are history, where latents are remembered, too."""
         if session.latents is not None and step is not None:
-            self._batcher.later(partial(self._predictor.encode, name, session.latents, step, seen.images))
+            work = partial(self._predictor.encode, name, session.latents, step, seen.images)
+            self._batcher.later(session, work)
 
     def _row(self, name: str, session: ClientSession, seen: Seen, found: History, asked: Controls) -> Row:
         assert seen.state is not None, "read_seen reads the state unless only_images"

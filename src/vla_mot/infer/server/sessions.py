@@ -87,7 +87,7 @@ class ClientSession:
     def remember(self, seen: Seen, step: int, offset: int) -> None:
         """Keep the frames of a control step, which fit."""
         self._first = step if self._first is None else self._first
-        if step in self._frames and self.latents is not None:
+        if self.latents is not None and not _same(self._frames.get(step, seen.images), seen.images):
             self.latents = FrameLatents()  # other pictures of a step that may have been encoded
         self._frames[step] = _alone(seen)
         for old in [old for old in self._frames if old < step - offset - self._config.history_tolerance]:
@@ -147,6 +147,10 @@ class ClientSession:
 def _alone(seen: Seen) -> Frame:
     """The present frames; copies where they came with their history, which a view would keep in memory too."""
     return {key: picture.copy() for key, picture in seen.images.items()} if seen.history else seen.images
+
+
+def _same(before: Frame, now: Frame) -> bool:
+    return all(np.array_equal(before[key], picture) for key, picture in now.items())
 
 
 def _require_same_sizes(before: Frame, now: Frame) -> None:
