@@ -226,7 +226,7 @@ class Benchmark:
                 self.root / name / "checkpoints" / "last" / "pretrained_model", executed
             )
             seeds = range(FIRST_SEED, FIRST_SEED + self.options.rollouts)
-            make = simulators.make_env({**self.env, "tasks": [task]})
+            make = simulators.make_env({**self.env, "tasks": [task], "lazy": True})
             episodes = run_episodes(make, controller, seeds, parallel=10)
             with whole(place) as folder:
                 Evaluation((Arm(name, BASELINES[name].label, tuple(episodes)),)).save(folder)

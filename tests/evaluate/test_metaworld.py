@@ -91,6 +91,24 @@ def test_pictures_stand_upright_and_differ_between_cameras(made):
         assert spread(top) < spread(bottom)
 
 
+def test_lazy_pictures_are_the_same_and_of_their_moment(worlds):
+    lazy, eager = (worlds.MetaworldEnv(TASKS, ["corner2"], lazy=how) for how in (True, False))
+    (then, _), (expected, _) = lazy.reset(seed=3), eager.reset(seed=3)
+    assert type(expected["pixels"]) is dict and list(then["pixels"]) == list(expected["pixels"])
+    np.testing.assert_array_equal(
+        then["pixels"]["observation.image"], expected["pixels"]["observation.image"]
+    )
+    now = lazy.step(np.ones(4, np.float32))[0]
+    np.testing.assert_array_equal(
+        then["pixels"]["observation.image"], expected["pixels"]["observation.image"]
+    )
+    lazy.step(np.ones(4, np.float32))
+    with pytest.raises(RuntimeError, match="before the environment's next step"):
+        now["pixels"]["observation.image"]
+    lazy.close()
+    eager.close()
+
+
 def test_the_expert_ends_with_success_and_time_runs_out_without(worlds, made):
     made.reset(seed=0)
     for _ in range(worlds.LONGEST):

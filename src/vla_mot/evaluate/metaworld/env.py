@@ -8,7 +8,8 @@ Importing this module imports MuJoCo: call `graphics.choose()` before.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -74,6 +75,8 @@ class MetaworldEnv(gym.Env[dict[str, Any], np.ndarray]):
         image_size: side of each picture in pixels; LeRobot's are 480.
         render: a name in `RENDERINGS`.
         max_steps: control steps until `time_out`, at most 500.
+        lazy: a picture is drawn when it is looked at, which must be before the next step: pictures cost more than the
+            simulation, and who executes chunks looks at few.
 
     Raises:
         ValueError: an unknown task, camera or rendering; none or the same one twice; a size or number out of its range.
@@ -88,6 +91,7 @@ class MetaworldEnv(gym.Env[dict[str, Any], np.ndarray]):
         image_size: int = 96,
         render: str = "fast",
         max_steps: int = LONGEST,
+        lazy: bool = False,
     ) -> None:
         self.tasks = _known("tasks", tasks, tuple(TASK_DESCRIPTIONS))
         self.cameras = _known("cameras", cameras, CAMERAS)
@@ -98,6 +102,7 @@ class MetaworldEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.render_mode = "rgb_array"
         self._rendering = RENDERINGS[rendering]
         self._image_size, self._max_episode_steps = image_size, max_steps
+        self._lazy, self._moment = lazy, 0
         self._made: dict[str, LeRobotMetaworld] = {}
         self._now = self.tasks[0]
         self._raw = np.zeros(0)
@@ -187,7 +192,11 @@ class MetaworldEnv(gym.Env[dict[str, Any], np.ndarray]):
         return self._upstream._env
 
     def _observation(self) -> dict[str, Any]:
-        pixels = {FEATURES.get(camera, camera): self._picture(camera) for camera in self.cameras}
+        self._moment += 1
+        now = self._moment
+        draw = {FEATURES.get(camera, camera): partial(self._picture, camera) for camera in self.cameras}
+        pictures = _Pictures(draw, lambda: now == self._moment)
+        pixels = pictures if self._lazy else dict(pictures)
         return {"pixels": pixels, "agent_pos": self._raw[:STATE_DIM].astype(np.float32)}
 
     def _picture(self, camera: str) -> np.ndarray:
@@ -200,6 +209,28 @@ class MetaworldEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._rendering.flags(renderer.viewer.scn)
         picture = renderer.render("rgb_array")
         return np.ascontiguousarray(np.flip(picture, (0, 1)) if camera in UPSIDE_DOWN else picture)
+
+
+class _Pictures(Mapping[str, np.ndarray]):
+    """Of one moment, each drawn when it is looked at first. Raises RuntimeError when the moment has passed."""
+
+    def __init__(self, draw: Mapping[str, Callable[[], np.ndarray]], is_now: Callable[[], bool]) -> None:
+        self._draw, self._is_now = draw, is_now
+        self._drawn: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, camera: str) -> np.ndarray:
+        if camera not in self._drawn:
+            draw = self._draw[camera]
+            if not self._is_now():
+                raise RuntimeError("lazy pictures must be looked at before the environment's next step.")
+            self._drawn[camera] = draw()
+        return self._drawn[camera]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._draw)
+
+    def __len__(self) -> int:
+        return len(self._draw)
 
 
 def _known(name: str, chosen: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
