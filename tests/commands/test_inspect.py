@@ -48,6 +48,13 @@ def test_a_dataset_that_fits_is_told(inspect, dataset):
     assert inspect(f"root={dataset}").out == said.out
 
 
+def test_it_is_told_as_it_would_be_learned(inspect, dataset):
+    shown = {mode: inspect(dataset, f"action_mode={mode}").out for mode in ("delta", "abs")}
+    assert re.search(r"action \[0\] +│ x +│ action 0 +│ x +│ m +│ delta", shown["delta"])
+    assert re.search(r"action \[0\] +│ x +│ action 0 +│ x +│ m +│ absolute", shown["abs"])
+    assert "3 dimensions, 0 of them delta" in " ".join(shown["abs"].split())
+
+
 @pytest.mark.parametrize("name", ["with space", "with 'quote'", "with=sign", "(odd), {name}"])
 def test_any_folder_can_be_named(inspect, dataset, tmp_path, name):
     (tmp_path / name).symlink_to(dataset)

@@ -64,8 +64,8 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     found = inspect_dataset(settings.root, settings.embodiment.name, settings.embodiment.files)
     offset, problems = _compare(found, model)
     moments = _look(found.source, settings.episodes, offset, model, problems)
-    told = inspected.facts(found, model.view_size, offset, model.chunk_size)
-    tables = inspected.sheets(found, model.view_size)
+    told = inspected.facts(found, model.view_size, offset, model.chunk_size, settings.action_mode)
+    tables = inspected.sheets(found, model.view_size, settings.action_mode)
     inspected.say(told, tables, problems, found.notes)
     description = _describe(found, settings)
     if settings.output is not None:

@@ -8,13 +8,19 @@ from rich.table import Table
 from vla_mot.commands.console import clock, console
 from vla_mot.data.inspection import CameraSlot, Dimension, Inspection
 from vla_mot.evaluate.dataset_page import Sheet
+from vla_mot.robots.actions import DELTA
 from vla_mot.robots.images import fitted_size
 
 _TASKS = 20  # instructions that are listed
 
 
-def facts(found: Inspection, view: tuple[int, int], offset: int | None, chunk: int) -> dict[str, str]:
-    """What the dataset is. view: (height, width) of the model's; offset: m in frames; chunk: its steps."""
+def facts(
+    found: Inspection, view: tuple[int, int], offset: int | None, chunk: int, action_mode: str
+) -> dict[str, str]:
+    """What the dataset is. view: (height, width) of the model's; offset: m in frames; chunk: its steps.
+
+    action_mode: in which it would be learned.
+    """
     info, fps = found.info, found.fps
     told = {
         "dataset": str(found.root),
@@ -27,7 +33,7 @@ def facts(found: Inspection, view: tuple[int, int], offset: int | None, chunk: i
     quantiles = found.length_quantiles()
     if quantiles:
         told["episodes"] = ", ".join(f"{name} {n} frames ({n / fps:.3g} s)" for name, n in quantiles.items())
-    told |= _robot(found)
+    told |= _robot(found, action_mode)
     if offset is not None:
         told["history, foresight"] = f"m = {offset} frames = {offset / fps:.3g} s{_reached(found, offset)}"
     told["chunk"] = f"{chunk} steps = {chunk / fps:.3g} s{_inside(found, chunk)}"
@@ -36,7 +42,7 @@ def facts(found: Inspection, view: tuple[int, int], offset: int | None, chunk: i
     return told
 
 
-def _robot(found: Inspection) -> dict[str, str]:
+def _robot(found: Inspection, action_mode: str) -> dict[str, str]:
     if found.embodiment is None:
         return {"embodiment": "none"}
     robot = found.embodiment
@@ -46,7 +52,7 @@ def _robot(found: Inspection) -> dict[str, str]:
     return {
         "embodiment": f"{robot.name}, {how}",
         "state, action": f"{robot.state_dim} and {robot.action_dim} dimensions, "
-        f"{sum(robot.delta_mask)} of them delta{kind}",
+        f"{sum(robot.delta_mask) if action_mode == DELTA else 0} of them delta{kind}",
         "cameras": f"{cameras} in {len(robot.cameras)} slots",
     }
 
@@ -72,13 +78,13 @@ def _inside(found: Inspection, chunk: int) -> str:
     return f"; {share:.0%} of its steps lie inside the episode"
 
 
-def sheets(found: Inspection, view: tuple[int, int]) -> tuple[Sheet, ...]:
+def sheets(found: Inspection, view: tuple[int, int], action_mode: str) -> tuple[Sheet, ...]:
     """The tables: dimensions, cameras, instructions."""
     return (
         Sheet(
             "State and action",
             ("dataset feature", "dataset's name", "goes to", "called", "unit", "learned as", "seen"),
-            tuple(_dimension(d) for d in found.dimensions),
+            tuple(_dimension(d, action_mode) for d in found.dimensions),
         ),
         Sheet(
             "Cameras",
@@ -89,8 +95,8 @@ def sheets(found: Inspection, view: tuple[int, int]) -> tuple[Sheet, ...]:
     )
 
 
-def _dimension(d: Dimension) -> tuple[str, ...]:
-    learned = ("delta" if d.delta else "absolute") if d.kind == "action" else ""
+def _dimension(d: Dimension, action_mode: str) -> tuple[str, ...]:
+    learned = ("delta" if d.delta and action_mode == DELTA else "absolute") if d.kind == "action" else ""
     seen = "" if d.low is None or d.high is None else f"{d.low:.4g} … {d.high:.4g}"
     return f"{d.feature} [{d.index}]", d.told, f"{d.kind} {d.slot}", d.name, d.unit, learned, seen
 
