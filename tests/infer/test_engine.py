@@ -1,7 +1,7 @@
 """The engine samples what the model samples: over every form of observation, in both kinds, without making anew."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,6 +18,7 @@ from vla_mot.infer.engine import Engine, EngineConfig
 from vla_mot.infer.engine import engine as engines
 from vla_mot.model.heads import ActionHead
 from vla_mot.model.model import VlaMotModel
+from vla_mot.nn import projection
 
 TOLERANCE = 2e-5
 
@@ -63,6 +64,26 @@ def test_it_samples_what_the_model_samples(changes):
         assert_same(engine, observed(slice(row, row + 1)))  # each by itself: with none
     for solver in ("midpoint", "heun"):
         assert_same(engine, observed(slice(0, 1)), steps=2, solver=solver)
+
+
+@pytest.fixture
+def two_threads(monkeypatch) -> Iterator[None]:
+    """Products are cut in two, as at full size."""
+    monkeypatch.setattr(projection, "_FEWEST_COLUMNS", 8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl3"])  # without and with biases
+def test_products_side_by_side_give_the_same(two_threads, family):
+    engine = static(tiny_model(family=family))
+    with torch.profiler.profile(record_shapes=True) as profile:
+        assert_same(engine, observed())
+        assert_same(engine, observed(slice(0, 1)))
+    cut = {event.input_shapes[1][0] for event in profile.events() if event.name == "aten::bmm"}
+    assert 2 in cut
 
 
 @pytest.mark.parametrize("multiple", [1, 3, 100])
@@ -274,7 +295,8 @@ def test_no_weight_is_held_twice():
         tensor
         for layer in static(model)._fused
         for part in layer.values()
-        for tensor in (*part.qkv, part.gate_up)
+        for one in (part.qkv, part.gate_up, part.output, part.down)
+        for tensor in (one.weight, one.bias)
         if tensor is not None
     ]
     assert fused and held([*model.state_dict().values(), *fused]) == before
@@ -382,6 +404,9 @@ def test_weights_that_were_moved_or_replaced_are_noticed():
         engine.sample(observed(), noise_for(observed()), 2, 3)
     engine.forget()
     assert_same(engine, observed())
+    engine.model.stack.layers[1].experts["action"].mlp.down_proj.weight.data = torch.zeros(32, 48)
+    with pytest.raises(ConfigError, match=r"moved, cast or replaced"):
+        engine.sample(observed(), noise_for(observed()), 2, 3)
 
 
 def test_a_first_call_in_inference_mode_spoils_no_later_one():
@@ -411,7 +436,7 @@ def test_without_any_camera_it_says_so():
 
 
 @pytest.mark.slow
-def test_compiled_is_the_same_and_compiles_nothing_twice():
+def test_compiled_is_the_same_and_compiles_nothing_twice(two_threads):
     engine = Engine(tiny_model().eval(), EngineConfig("compiled"))
     assert_same(engine, observed(slice(0, 1)))
     with torch.compiler.set_stance("fail_on_recompile"):

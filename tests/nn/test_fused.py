@@ -26,9 +26,9 @@ def parts_of(layer: nn.Module) -> tuple[list[nn.Linear], list[nn.Linear]]:
 def test_the_parameters_are_views_of_the_fused_weight(layer):
     fused = FusedLayer.of(layer)
     qkv, gate_up = parts_of(layer)
-    weight, bias = fused.qkv
+    weight, bias = fused.qkv.weight, fused.qkv.bias
     assert {place(part.weight) for part in qkv} == {place(weight)}
-    assert {place(part.weight) for part in gate_up} == {place(fused.gate_up)}
+    assert {place(part.weight) for part in gate_up} == {place(fused.gate_up.weight)}
     assert weight.untyped_storage().nbytes() == sum(part.weight.nbytes for part in qkv), "and of nothing else"
     assert (bias is None) == (qkv[0].bias is None)
     if bias is not None:
@@ -40,8 +40,8 @@ def test_the_parameters_are_views_of_the_fused_weight(layer):
 
 def test_fused_twice_is_fused_once(layer):
     first, second = FusedLayer.of(layer), FusedLayer.of(layer)
-    assert second.qkv[0].data_ptr() == first.qkv[0].data_ptr()
-    assert second.gate_up.data_ptr() == first.gate_up.data_ptr()
+    assert second.qkv.weight.data_ptr() == first.qkv.weight.data_ptr()
+    assert second.gate_up.weight.data_ptr() == first.gate_up.weight.data_ptr()
 
 
 @torch.no_grad()

@@ -14,50 +14,58 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla_mot.nn.projection import Projection, side_by_side
+
 
 @dataclass(frozen=True)
 class FusedLayer:
     """One layer of one expert.
 
-    qkv: `(q + k + v, D)` weight and bias or None. sizes: rows of q, k and v. gate_up: `(2·I, D)`.
-    output, down: the projections back. activation: of the gate.
+    qkv: to `q + k + v` columns. sizes: columns of q, k and v. gate_up: to `2·I`. output, down: the projections back.
+    activation: of the gate.
     """
 
-    qkv: tuple[Tensor, Tensor | None]
+    qkv: Projection
     sizes: tuple[int, int, int]
-    gate_up: Tensor
-    output: nn.Module
-    down: nn.Module
+    gate_up: Projection
+    output: Projection
+    down: Projection
     activation: Callable[[Tensor], Tensor]
 
     @classmethod
-    def of(cls, layer: Any) -> "FusedLayer":
+    def of(cls, layer: Any, products: int | None = None) -> "FusedLayer":
         """Of a layer in the attribute names of `vla_mot.nn.expert`, whose parameters become views.
 
+        products: see `Projection`; None for as many as pay (`side_by_side`).
         Raises TypeError when a projection is no plain `nn.Linear`: an adapter is to be merged first.
         """
         attention, mlp = layer.self_attn, layer.mlp
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        gate_up, none = fuse((mlp.gate_proj, mlp.up_proj))
-        assert none is None, "a gated MLP has no bias"
-        rows = tuple(part.out_features for part in parts)
-        activation = getattr(mlp, "act_fn", F.silu)
-        return cls(fuse(parts), rows, gate_up, attention.o_proj, mlp.down_proj, activation)
+        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        count = side_by_side(qkv[0].weight) if products is None else products
+
+        def joined(*parts: nn.Module) -> Projection:
+            return Projection(*fuse(parts), count)
+
+        return cls(
+            qkv=joined(*qkv),
+            sizes=tuple(part.out_features for part in qkv),
+            gate_up=joined(mlp.gate_proj, mlp.up_proj),
+            output=joined(attention.o_proj),
+            down=joined(mlp.down_proj),
+            activation=getattr(mlp, "act_fn", F.silu),
+        )
 
     def project(self, x: Tensor, with_query: bool) -> tuple[Tensor | None, Tensor, Tensor]:
-        """`(B, S, D)` → queries (None where they are not wanted), keys and values `(B, S, rows)`."""
-        weight, bias = self.qkv
+        """`(B, S, D)` → queries (None where they are not wanted), keys and values `(B, S, columns)`."""
         if with_query:
-            query, key, value = F.linear(x, weight, bias).split(self.sizes, dim=-1)
+            query, key, value = self.qkv(x).split(self.sizes, dim=-1)
             return query, key, value
-        first = self.sizes[0]
-        told = F.linear(x, weight[first:], None if bias is None else bias[first:])
-        key, value = told.split(self.sizes[1:], dim=-1)
+        key, value = self.qkv.behind(self.sizes[0])(x).split(self.sizes[1:], dim=-1)
         return None, key, value
 
     def mlp(self, x: Tensor) -> Tensor:
         """`(B, S, D)` → `(B, S, D)`."""
-        gate, up = F.linear(x, self.gate_up).chunk(2, dim=-1)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up)
 
 

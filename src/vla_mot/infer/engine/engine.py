@@ -116,7 +116,16 @@ class Engine:
         experts = [
             expert for layer in self.model.stack.layers for expert in cast(Any, layer).experts.values()
         ]
-        parts = [part for expert in experts for part in (expert.self_attn.q_proj, expert.mlp.gate_proj)]
+        parts = [
+            part
+            for expert in experts
+            for part in (
+                expert.self_attn.q_proj,
+                expert.self_attn.o_proj,
+                expert.mlp.gate_proj,
+                expert.mlp.down_proj,
+            )
+        ]
         self._weights = [(part, part.weight.data_ptr()) for part in parts]
         self._plans.clear()
         self._forms.clear()

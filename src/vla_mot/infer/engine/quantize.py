@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vla_mot.errors import ConfigError
 from vla_mot.infer.engine.config import Quantize
 from vla_mot.nn.fused import FusedLayer
+from vla_mot.nn.projection import Projection
 
 EXPERT = "action"
 
@@ -37,23 +38,21 @@ def _config(how: Quantize) -> Any:
 
 
 def _rounded(layer: FusedLayer, config: Any) -> FusedLayer:
-    weight, bias = layer.qkv
     return replace(
         layer,
-        qkv=(_round(weight, config).weight, bias),
-        gate_up=_round(layer.gate_up, config).weight,
-        output=_round(layer.output.weight, config),
-        down=_round(layer.down.weight, config),
+        qkv=_round(layer.qkv, config),
+        gate_up=_round(layer.gate_up, config),
+        output=_round(layer.output, config),
+        down=_round(layer.down, config),
     )
 
 
-def _round(weight: Any, config: Any) -> nn.Linear:
-    """A linear map whose weight `(out, in)` is rounded, without bias."""
+def _round(one: Projection, config: Any) -> Projection:
+    """The same map with a rounded weight, as one product: a rounded weight is no matrix that could be cut."""
     from torchao.quantization import quantize_
 
-    assert isinstance(weight, Tensor), type(weight)
-    rows, columns = weight.shape
-    linear = nn.Linear(columns, rows, bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    columns, depth = one.weight.shape
+    linear = nn.Linear(depth, columns, bias=False, device="meta")
+    linear.weight = nn.Parameter(one.weight.detach().clone(), requires_grad=False)
     quantize_(linear, config)
-    return linear
+    return Projection(linear.weight, one.bias)
