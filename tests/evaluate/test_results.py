@@ -1,12 +1,15 @@
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from tests.evaluate.found import arm, evaluation
+from vla_mot.commands.tables import show_success
 from vla_mot.errors import ConfigError
-from vla_mot.evaluate.results import Evaluation, compare
+from vla_mot.evaluate.report import ReportContent, render_report
+from vla_mot.evaluate.results import Arm, Evaluation, compare
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
@@ -36,6 +39,34 @@ def test_files_are_for_other_programs_too(tmp_path):
     assert len(rows) == 20 and rows[0]["arm"] == "policy" and rows[0]["verdict"] == "success"
     for name in ("results.json", "foresight.json"):
         assert "NaN" not in (tmp_path / name).read_text()
+
+
+def two_tasks(found: Arm) -> Arm:
+    """The same episodes, of which the odd ones asked for something else."""
+    tasks = ("push <it>", "lift it")
+    return replace(found, episodes=tuple(replace(e, task=tasks[e.seed % 2]) for e in found.episodes))
+
+
+def test_success_is_told_for_every_task(tmp_path, capsys):
+    found = two_tasks(arm("policy", 7, 10, "Trained policy"))
+    assert {task: (one.successes, len(one.episodes)) for task, one in found.by_task().items()} == {
+        "lift it": (3, 5),
+        "push <it>": (4, 5),
+    }
+    Evaluation((found,)).save(tmp_path)
+    told = json.loads((tmp_path / "results.json").read_text())["arms"][0]["tasks"]
+    assert told["push <it>"]["successes"] == 4 and told["push <it>"]["success_rate"]["value"] == 0.8
+    show_success(Evaluation((found,)))
+    shown = capsys.readouterr().out
+    assert re.search(r"lift it\W+3/5\W+23 … 88 %", shown) and "first minus this" not in shown
+    page = render_report(ReportContent("A run", evaluation=Evaluation((found,))))
+    assert "Trained policy, by task" in page and "push &lt;it&gt;" in page
+
+
+def test_one_task_needs_no_table_of_tasks(capsys):
+    show_success(evaluation())
+    assert "by task" not in capsys.readouterr().out
+    assert "by task" not in render_report(ReportContent("A run", evaluation=evaluation()))
 
 
 def test_arms_are_compared_over_the_seeds_that_both_ran():

@@ -1,6 +1,7 @@
 """Results as tables for people."""
 
 import math
+from collections.abc import Mapping
 
 from rich.table import Table
 
@@ -10,26 +11,45 @@ from vla_mot.evaluate.intervals import Interval
 from vla_mot.evaluate.open_loop.errors import ActionErrors
 from vla_mot.evaluate.open_loop.pictures import METHODS, PictureScores
 from vla_mot.evaluate.open_loop.results import OpenLoopResult
-from vla_mot.evaluate.results import Evaluation
+from vla_mot.evaluate.results import Arm, Evaluation
 from vla_mot.evaluate.wording import counted
 
 
 def show_success(evaluation: Evaluation) -> None:
-    """Print success with Wilson's 95 % interval, the verdicts, and the paired difference to the first arm."""
+    """Print success with Wilson's 95 % interval, the verdicts, and the paired difference to the first arm; then, where
+    there were several tasks, the first arm's success in each."""
+    several = len(evaluation.arms) > 1
     table = Table(title="Success in closed loop", title_justify="left")
     table.add_column("controller")
-    for heading in ("success", "95 % interval", "first minus this"):
+    for heading in ("success", "95 % interval", *(["first minus this"] if several else [])):
         table.add_column(heading, justify="right")
     table.add_column("verdicts", style="dim")
-    differences = evaluation.comparisons() if len(evaluation.arms) > 1 else {}
+    differences = evaluation.comparisons() if several else {}
     for arm in evaluation.arms:
-        wins = sum(episode.success for episode in arm.episodes)
-        interval = f"{100 * arm.success.low:.0f} … {100 * arm.success.high:.0f} %"
         pair = differences.get(arm.name)
         gain = "" if pair is None else f"{100 * pair.difference.value:+.0f} %"
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in arm.verdicts.items())
-        table.add_row(arm.label, f"{wins}/{len(arm.episodes)}", interval, gain, verdicts)
+        table.add_row(arm.label, *_success(arm), *([gain] if several else []), verdicts)
     console.print(table)
+    tasks = evaluation.arms[0].by_task() if evaluation.arms else {}
+    if len(tasks) > 1:
+        _show_tasks(evaluation.arms[0].label, tasks)
+
+
+def _show_tasks(label: str, tasks: Mapping[str, Arm]) -> None:
+    table = Table(title=f"Of these, {label} by task", title_justify="left")
+    table.add_column("task")
+    for heading in ("success", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for task, arm in tasks.items():
+        table.add_row(task, *_success(arm))
+    console.print(table)
+
+
+def _success(arm: Arm) -> tuple[str, str]:
+    """`19/20` and its interval."""
+    interval = f"{100 * arm.success.low:.0f} … {100 * arm.success.high:.0f} %"
+    return f"{arm.successes}/{len(arm.episodes)}", interval
 
 
 def show_foresight(report: ForesightReport) -> None:

@@ -135,9 +135,28 @@ def _success(evaluation: Evaluation) -> str:
         "Intervals are Wilson's; differences are over the seeds that both rows ran, bootstrapped over episodes. "
         "Verdicts are the environment's own.",
         html.table(head, rows, emphasize_first=True),
+        _by_task(evaluation.arms[0]),
         "<h3>How episodes ended</h3>",
         _verdicts(evaluation.arms),
     )
+
+
+def _by_task(arm: Arm) -> str:
+    """The arm's success in every task, where there are several."""
+    tasks = arm.by_task()
+    rows = [
+        [
+            escape(task),
+            html.interval_bar(one.success, 1.0, accent=True),
+            html.number(percent(one.success.value)),
+            html.number(percents(one.success), dim=True),
+            html.number(str(len(one.episodes)), dim=True),
+        ]
+        for task, one in tasks.items()
+    ]
+    heading = f"<h3>{escape(sentence(arm.label))}, by task</h3>"
+    head = ["", "", "success", "95\u00a0% interval", "episodes"]
+    return heading + html.table(head, rows) if len(tasks) > 1 else ""
 
 
 def _verdicts(arms: Sequence[Arm]) -> str:

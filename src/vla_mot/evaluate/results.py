@@ -52,23 +52,42 @@ class Arm:
     @property
     def success(self) -> Interval:
         """Success rate with Wilson's 95 % interval."""
-        return wilson(sum(episode.success for episode in self.episodes), len(self.episodes))
+        return wilson(self.successes, len(self.episodes))
 
     @property
     def verdicts(self) -> dict[str, int]:
         """Verdict → how many episodes, most frequent first."""
         return dict(Counter(episode.verdict for episode in self.episodes).most_common())
 
+    @property
+    def successes(self) -> int:
+        """How many episodes succeeded."""
+        return sum(episode.success for episode in self.episodes)
+
+    def by_task(self) -> dict[str, "Arm"]:
+        """Task → this controller over its episodes, in alphabetical order."""
+        tasks = sorted({episode.task for episode in self.episodes})
+        return {
+            task: Arm(self.name, task, tuple(episode for episode in self.episodes if episode.task == task))
+            for task in tasks
+        }
+
     def summary(self) -> dict[str, Any]:
         """Plain values for `results.json`."""
         return {
             "name": self.name,
             "label": self.label,
-            "episodes": len(self.episodes),
-            "successes": sum(episode.success for episode in self.episodes),
-            "success_rate": self.success.to_dict(),
+            **self._counts(),
             "verdicts": self.verdicts,
             "seconds": round(sum(episode.seconds for episode in self.episodes), 3),
+            "tasks": {task: arm._counts() for task, arm in self.by_task().items()},
+        }
+
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "episodes": len(self.episodes),
+            "successes": self.successes,
+            "success_rate": self.success.to_dict(),
         }
 
 
