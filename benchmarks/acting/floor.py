@@ -25,6 +25,7 @@ from acting.scene import Setting
 from acting.timing import percentiles
 from vla_mot.model.model import VlaMotModel
 from vla_mot.nn.cache import KVCache
+from vla_mot.nn.projection import Projection
 from vla_mot.nn.rope import rotation
 from vla_mot.robots.images import to_unit
 from vla_mot.train.flops import count_flops
@@ -109,7 +110,8 @@ class _Stack:
     def __init__(self, model: VlaMotModel) -> None:
         self.model = model
         # Two layers with nothing between them are one map, which is made once.
-        self.patch_map = tuple(nn.Parameter(part, False) for part in model.generation.patch_map())
+        made = model.generation.patch_map()
+        self.patch_map = Projection(*(nn.Parameter(part, False) for part in (made.weight, made.bias)))
 
     def run(
         self, hidden: dict[str, Tensor], outputs: Sequence[str], cache: KVCache | None = None
@@ -131,7 +133,8 @@ class _Stack:
             "action": self.model.action.embed_state(state),
         }
         states, cache = self.run(hidden, ("generation",), told)
-        self.model.generation.predict_by_product(states["generation"])
+        head = self.model.generation
+        head.predict_by_map(states["generation"], head.cell_map())
         return cache
 
     def denoise(self, batch: int, chunk: int, prefix: KVCache) -> Tensor:

@@ -15,20 +15,20 @@ def head_of(stride: int, history: str = "past") -> GenerationHead:
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_latents_become_tokens_by_one_map(stride: int, history: str) -> None:
     head, latents = head_of(stride, history), torch.randn(2, 3, 2, 16, 4, 8)
-    weight, bias = head.patch_map()
-    assert weight.shape == (32, 16 * stride**2) and bias.shape == (32,)
+    patch_map = head.patch_map()
+    assert patch_map.weight.shape == (32, 16 * stride**2) and patch_map.bias.shape == (32,)
     expected = head.embed(latents)
     assert expected.shape == (2, 3 * head.tokens_per_view, 32)
-    assert torch.allclose(head.embed_by_map(latents, (weight, bias)), expected, atol=1e-5)
+    assert torch.allclose(head.embed_by_map(latents, patch_map), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_outputs_become_latents_by_one_product(stride: int) -> None:
+def test_outputs_become_latents_by_one_map(stride: int) -> None:
     head = head_of(stride)
     outputs = torch.randn(2, 3 * head.tokens_per_view, 32)
     expected = head.predict(outputs)
     assert expected.shape == (2, 3, 16, 4, 8)
-    assert torch.allclose(head.predict_by_product(outputs), expected, atol=1e-5)
+    assert torch.allclose(head.predict_by_map(outputs, head.cell_map()), expected, atol=1e-5)
 
 
 def test_the_map_is_no_worse_in_bfloat16_than_the_layers() -> None:

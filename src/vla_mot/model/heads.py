@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vla_mot.errors import ConfigError
 from vla_mot.flow.matching import noise_level_embedding
+from vla_mot.nn.projection import Projection, side_by_side
 
 
 class GenerationHead(nn.Module):
@@ -54,22 +55,23 @@ class GenerationHead(nn.Module):
         return rearrange(tokens, "(b v t) d r c -> b (v t r c) d", b=batch, v=views)
 
     @torch.no_grad()
-    def patch_map(self) -> tuple[Tensor, Tensor]:
+    def patch_map(self) -> Projection:
         """`in_proj` and `downsample`, between which there is nothing, as one map of a token's latents.
 
-        Returns its weight `(D, C·s·s)` and bias `(D,)` in the weights' dtype, s the stride.
+        `(…, C·s·s)` → `(…, D)` in the weights' dtype, s the stride.
         """
         inner, outer = self.in_proj.weight.float().flatten(1), self.downsample.weight.float()
         weight = torch.einsum("odij,dc->ocij", outer, inner).flatten(1)
         assert self.in_proj.bias is not None and self.downsample.bias is not None
         bias = torch.einsum("odij,d->o", outer, self.in_proj.bias.float()) + self.downsample.bias.float()
-        return weight.to(self.in_proj.weight.dtype), bias.to(self.in_proj.weight.dtype)
+        weight, bias = weight.to(self.in_proj.weight.dtype), bias.to(self.in_proj.weight.dtype)
+        return Projection(weight, bias, side_by_side(weight))
 
-    def embed_by_map(self, latents: Tensor, patch_map: tuple[Tensor, Tensor]) -> Tensor:
+    def embed_by_map(self, latents: Tensor, patch_map: Projection) -> Tensor:
         """`embed` by what `patch_map` returned; equal but for rounding, and a fraction of the operations."""
         rows, cols = self.grid
         patches = rearrange(self._read(latents), "b v t c (r i) (q j) -> b (v t r q) (c i j)", r=rows, q=cols)
-        return F.linear(patches, *patch_map)
+        return patch_map(patches)
 
     def _read(self, latents: Tensor) -> Tensor:
         """Of both times, in the weights' dtype."""
@@ -89,11 +91,17 @@ class GenerationHead(nn.Module):
         grown = self.upsample(mean.flatten(0, 1).to(self.upsample.weight.dtype))
         return self._latents(grown.movedim(1, -1).unflatten(0, mean.shape[:2]))
 
-    def predict_by_product(self, outputs: Tensor) -> Tensor:
-        """`predict`, with `upsample` as one product of all tokens: they do not overlap. Equal but for rounding."""
+    @torch.no_grad()
+    def cell_map(self) -> Projection:
+        """`upsample` as one map, `(…, D)` → `(…, D·s·s)`: the cells of a token's latents do not overlap another's."""
+        weight = self.upsample.weight.flatten(1).t()
+        return Projection(weight, products=side_by_side(weight))
+
+    def predict_by_map(self, outputs: Tensor, cell_map: Projection) -> Tensor:
+        """`predict` by what `cell_map` returned; equal but for rounding."""
         rows, cols = self.grid
         mean = reduce(outputs, "b (v t r c) d -> b v r c d", "mean", t=2, r=rows, c=cols)
-        grown = mean.to(self.upsample.weight.dtype) @ self.upsample.weight.flatten(1)
+        grown = cell_map(mean.to(cell_map.weight.dtype))
         side = self.upsample.kernel_size[0]
         cells = rearrange(grown, "b v r c (d i j) -> b v (r i) (c j) d", i=side, j=side)
         assert self.upsample.bias is not None

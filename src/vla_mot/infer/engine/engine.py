@@ -112,7 +112,7 @@ class Engine:
         ]
         self._fused = quantized(fused, self.config.quantize)
         head = self.model.generation if self.generates else None
-        self._patch_map = None if head is None else head.patch_map()
+        self._maps = None if head is None else (head.patch_map(), head.cell_map())
         experts = [
             expert for layer in self.model.stack.layers for expert in cast(Any, layer).experts.values()
         ]
@@ -227,7 +227,7 @@ class Engine:
     def _make_form(self, plan: Plan) -> _Form:
         with torch.inference_mode(False), torch.no_grad():  # buffers that any later call may write to
             compiled, foresight = self.config.kind == "compiled", self.config.foresight
-            made = (self._fused, self._patch_map)
+            made = (self._fused, self._maps)
             stages = Stages(self.model, plan, *made, compiled=compiled, foresight=foresight)
         return _Form(
             stages,

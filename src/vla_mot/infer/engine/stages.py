@@ -22,14 +22,15 @@ from vla_mot.infer.engine.plan import Plan, Stage
 from vla_mot.model.model import VlaMotModel
 from vla_mot.nn.cache import StaticCache
 from vla_mot.nn.fused import FusedLayer
+from vla_mot.nn.projection import Projection
 from vla_mot.robots.images import to_unit
 
 
 class Stages:
     """The stages of one form. Holds the keys and values, and nothing of an observation beside them.
 
-    fused: per layer, expert → its fused projections. patch_map: of the generation head, if it runs.
-    compiled: run everything by `torch.compile`, but on a CPU the encoder.
+    fused: per layer, expert → its fused projections. maps: `patch_map` and `cell_map` of the generation head, if it
+        runs. compiled: run everything by `torch.compile`, but on a CPU the encoder.
     """
 
     def __init__(
@@ -37,12 +38,12 @@ class Stages:
         model: VlaMotModel,
         plan: Plan,
         fused: Sequence[Mapping[str, FusedLayer]],
-        patch_map: tuple[Tensor, Tensor] | None,
+        maps: tuple[Projection, Projection] | None,
         *,
         compiled: bool,
         foresight: bool,
     ) -> None:
-        self.model, self.fused, self.patch_map, self.predicts = model, fused, patch_map, foresight
+        self.model, self.fused, self.maps, self.predicts = model, fused, maps, foresight
         self.counts = plan.counts
         geometry = model.understanding.geometry
         room = (plan.form.rows, sum(plan.counts), geometry.num_kv_heads, geometry.head_dim)
@@ -83,11 +84,12 @@ class Stages:
         if latents is None or head is None:
             self._run(hidden, fixed, self.counts[0], (), {})
             return None
-        assert self.patch_map is not None
-        hidden = {"generation": head.embed_by_map(latents, self.patch_map), **hidden}
+        assert self.maps is not None
+        patch_map, cell_map = self.maps
+        hidden = {"generation": head.embed_by_map(latents, patch_map), **hidden}
         outputs = ("generation",) if self.predicts else ()
         states = self._run(hidden, fixed, self.counts[0], outputs, {})
-        return head.predict_by_product(states["generation"]) if self.predicts else None
+        return head.predict_by_map(states["generation"], cell_map) if self.predicts else None
 
     def denoise(
         self, noise: Tensor, steps: int, solver: Solver, *, fixed: tuple[Stage, Tensor, Tensor]
