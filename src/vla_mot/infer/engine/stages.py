@@ -30,7 +30,7 @@ class Stages:
     """The stages of one form. Holds the keys and values, and nothing of an observation beside them.
 
     fused: per layer, expert → its fused projections. maps: `patch_map` and `cell_map` of the generation head, if it
-        runs. compiled: run everything by `torch.compile`, but on a CPU the encoder.
+        runs. compiled: run stack and heads by `torch.compile`, and but on a CPU vision and encoder.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class Stages:
         self._present = ones[:, : len(plan.form.views)]
         self._worded = torch.ones(plan.form.rows, plan.form.words, dtype=torch.bool, device=like.device)
         run: Callable[[Any], Any] = _compiled if compiled else _as_it_is
-        self.vision = run(self._vision)
-        # On a CPU torch's own kernels resize pictures faster than what they compile to: docs/benchmarks.md.
-        self.encode = self._encode if like.device.type == "cpu" else run(self._encode)
+        # On a CPU vision gains nothing, and torch's own kernels resize pictures faster than what they compile to.
+        look: Callable[[Any], Any] = _as_it_is if like.device.type == "cpu" else run
+        self.vision = look(self._vision)
+        self.encode = look(self._encode)
         self.understand = run(self._understand)
         self.foresee = run(self._foresee)
         self.velocity = run(self._velocity)
