@@ -43,29 +43,32 @@ def test_files_are_for_other_programs_too(tmp_path):
 
 def two_tasks(found: Arm) -> Arm:
     """The same episodes, of which the odd ones asked for something else."""
-    tasks = ("push <it>", "lift it")
+    tasks = ("push <it> [/there]", "lift it")
     return replace(found, episodes=tuple(replace(e, task=tasks[e.seed % 2]) for e in found.episodes))
 
 
 def test_success_is_told_for_every_task(tmp_path, capsys):
     found = two_tasks(arm("policy", 7, 10, "Trained policy"))
-    assert {task: (one.successes, len(one.episodes)) for task, one in found.by_task().items()} == {
-        "lift it": (3, 5),
-        "push <it>": (4, 5),
-    }
+    assert [(task, one.successes, len(one.episodes)) for task, one in found.by_task().items()] == [
+        ("lift it", 3, 5),
+        ("push <it> [/there]", 4, 5),
+    ]
     Evaluation((found,)).save(tmp_path)
     told = json.loads((tmp_path / "results.json").read_text())["arms"][0]["tasks"]
-    assert told["push <it>"]["successes"] == 4 and told["push <it>"]["success_rate"]["value"] == 0.8
+    assert told["push <it> [/there]"]["successes"] == 4
+    assert told["push <it> [/there]"]["success_rate"]["value"] == 0.8
     show_success(Evaluation((found,)))
     shown = capsys.readouterr().out
-    assert re.search(r"lift it\W+3/5\W+23 … 88 %", shown) and "first minus this" not in shown
+    assert re.search(r"lift it\W+3/5\W+23 … 88 %", shown) and "push <it> [/there]" in shown
+    assert "first minus this" not in shown
     page = render_report(ReportContent("A run", evaluation=Evaluation((found,))))
     assert "Trained policy, by task" in page and "push &lt;it&gt;" in page
 
 
 def test_one_task_needs_no_table_of_tasks(capsys):
     show_success(evaluation())
-    assert "by task" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "by task" not in shown and "first minus this" in shown
     assert "by task" not in render_report(ReportContent("A run", evaluation=evaluation()))
 
 

@@ -70,6 +70,7 @@ def test_it_samples_what_the_model_samples(changes):
 def two_threads(monkeypatch) -> Iterator[None]:
     """Products are cut in two, as at full size."""
     monkeypatch.setattr(projection, "_FEWEST_COLUMNS", 8)
+    monkeypatch.setattr(projection, "_FEWEST_ROWS", 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -404,9 +405,19 @@ def test_weights_that_were_moved_or_replaced_are_noticed():
         engine.sample(observed(), noise_for(observed()), 2, 3)
     engine.forget()
     assert_same(engine, observed())
-    engine.model.stack.layers[1].experts["action"].mlp.down_proj.weight.data = torch.zeros(32, 48)
-    with pytest.raises(ConfigError, match=r"moved, cast or replaced"):
-        engine.sample(observed(), noise_for(observed()), 2, 3)
+
+
+def test_one_weight_that_was_replaced_is_noticed():
+    expert = "experts.action"
+    names = [f"stack.layers.1.{expert}.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    names += [f"stack.layers.1.{expert}.self_attn.{name}_proj" for name in "qkvo"]
+    names += [f"generation.{name}" for name in ("in_proj", "downsample", "upsample")]
+    for name in names:
+        engine = static(tiny_model())
+        part = engine.model.get_submodule(name)
+        part.weight.data = part.weight.data.clone()
+        with pytest.raises(ConfigError, match=r"moved, cast or replaced"):
+            engine.sample(observed(), noise_for(observed()), 2, 3)
 
 
 def test_a_first_call_in_inference_mode_spoils_no_later_one():

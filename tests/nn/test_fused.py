@@ -29,6 +29,8 @@ def test_the_parameters_are_views_of_the_fused_weight(layer):
     weight, bias = fused.qkv.weight, fused.qkv.bias
     assert {place(part.weight) for part in qkv} == {place(weight)}
     assert {place(part.weight) for part in gate_up} == {place(fused.gate_up.weight)}
+    assert place(layer.self_attn.o_proj.weight) == place(fused.output.weight)
+    assert place(layer.mlp.down_proj.weight) == place(fused.down.weight)
     assert weight.untyped_storage().nbytes() == sum(part.weight.nbytes for part in qkv), "and of nothing else"
     assert (bias is None) == (qkv[0].bias is None)
     if bias is not None:
@@ -57,6 +59,7 @@ def test_it_computes_what_the_parts_compute(layer):
     for found, expected in zip(rest, apart[1:], strict=True):
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(fused.mlp(x), mlp)
+    torch.testing.assert_close(fused.output(x), layer.self_attn.o_proj(x))
 
 
 def test_an_adapter_is_to_be_merged_first():

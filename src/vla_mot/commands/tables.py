@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 from vla_mot.commands.console import console
@@ -29,7 +30,7 @@ def show_success(evaluation: Evaluation) -> None:
         pair = differences.get(arm.name)
         gain = "" if pair is None else f"{100 * pair.difference.value:+.0f} %"
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in arm.verdicts.items())
-        table.add_row(arm.label, *_success(arm), *([gain] if several else []), verdicts)
+        table.add_row(escape(arm.label), *_success(arm), *([gain] if several else []), verdicts)
     console.print(table)
     tasks = evaluation.arms[0].by_task() if evaluation.arms else {}
     if len(tasks) > 1:
@@ -37,12 +38,12 @@ def show_success(evaluation: Evaluation) -> None:
 
 
 def _show_tasks(label: str, tasks: Mapping[str, Arm]) -> None:
-    table = Table(title=f"Of these, {label} by task", title_justify="left")
+    table = Table(title=f"Of these, {escape(label)} by task", title_justify="left")
     table.add_column("task")
     for heading in ("success", "95 % interval"):
         table.add_column(heading, justify="right")
     for task, arm in tasks.items():
-        table.add_row(task, *_success(arm))
+        table.add_row(escape(task), *_success(arm))
     console.print(table)
 
 

@@ -144,6 +144,8 @@ def _success(evaluation: Evaluation) -> str:
 def _by_task(arm: Arm) -> str:
     """The arm's success in every task, where there are several."""
     tasks = arm.by_task()
+    if len(tasks) < 2:
+        return ""
     rows = [
         [
             escape(task),
@@ -156,7 +158,7 @@ def _by_task(arm: Arm) -> str:
     ]
     heading = f"<h3>{escape(sentence(arm.label))}, by task</h3>"
     head = ["", "", "success", "95\u00a0% interval", "episodes"]
-    return heading + html.table(head, rows) if len(tasks) > 1 else ""
+    return heading + html.table(head, rows)
 
 
 def _verdicts(arms: Sequence[Arm]) -> str:

@@ -1,6 +1,6 @@
 """What an evaluation found: episodes, arms, comparisons, foresight; saved as JSON, CSV and NPZ, and loaded again.
 
-    results.json   arms with intervals and verdicts, comparisons, how it was made
+    results.json   arms with intervals, verdicts and success by task, comparisons, how it was made
     episodes.csv   one row per episode and arm
     foresight.json, foresight.npz   scores, and the example pictures
 

@@ -1,4 +1,4 @@
-"""Projections of the same input as one product: q, k and v; gate and up.
+"""The projections of a layer, those of the same input as one: q, k and v; gate and up.
 
 The fused weight *is* the layer's weights: their rows are laid side by side in one storage, of which the parameters
 become views. Nothing is held twice, names and values stay, and what is loaded into the parameters is seen here.
@@ -33,18 +33,17 @@ class FusedLayer:
     activation: Callable[[Tensor], Tensor]
 
     @classmethod
-    def of(cls, layer: Any, products: int | None = None) -> "FusedLayer":
+    def of(cls, layer: Any) -> "FusedLayer":
         """Of a layer in the attribute names of `vla_mot.nn.expert`, whose parameters become views.
 
-        products: see `Projection`; None for as many as pay (`side_by_side`).
         Raises TypeError when a projection is no plain `nn.Linear`: an adapter is to be merged first.
         """
         attention, mlp = layer.self_attn, layer.mlp
         qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-        count = side_by_side(qkv[0].weight) if products is None else products
 
         def joined(*parts: nn.Module) -> Projection:
-            return Projection(*fuse(parts), count)
+            weight, bias = fuse(parts)
+            return Projection(weight, bias, side_by_side(weight))
 
         return cls(
             qkv=joined(*qkv),

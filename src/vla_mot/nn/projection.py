@@ -18,7 +18,8 @@ _FEWEST_COLUMNS = 64
 class Projection(NamedTuple):
     """`(…, D)` → `(…, N)`.
 
-    weight: `(N, D)`. bias: `(N,)`, or None. products: at most so many side by side, each for as many of the N.
+    weight: `(N, D)`. bias: `(N,)`, or None. products: how many side by side, each for as many of the N; one where they
+        do not divide N, or would be small.
     """
 
     weight: Tensor
@@ -28,15 +29,16 @@ class Projection(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Equal to `F.linear` but for rounding."""
         columns, depth = self.weight.shape
-        products = _even(columns, self.products)
-        if products == 1 or x.numel() < _FEWEST_ROWS * depth:
+        few = x.numel() < _FEWEST_ROWS * depth or columns < _FEWEST_COLUMNS * self.products
+        if self.products == 1 or columns % self.products or few:
             return F.linear(x, self.weight, self.bias)
-        rows = x.reshape(-1, depth)
-        sides = torch.bmm(
-            rows.expand(products, *rows.shape), self.weight.unflatten(0, (products, -1)).transpose(1, 2)
-        )
-        out = sides.transpose(0, 1).reshape(*x.shape[:-1], columns)
-        return out if self.bias is None else out + self.bias
+        rows = x.reshape(-1, depth).expand(self.products, -1, -1)
+        sides = self.weight.unflatten(0, (self.products, -1)).transpose(1, 2)
+        if self.bias is None:
+            out = torch.bmm(rows, sides)
+        else:
+            out = torch.baddbmm(self.bias.view(self.products, 1, -1), rows, sides)
+        return out.transpose(0, 1).reshape(*x.shape[:-1], columns)
 
     def behind(self, first: int) -> "Projection":
         """The map to what follows the first so many of the N."""
@@ -45,16 +47,10 @@ class Projection(NamedTuple):
         )
 
 
-def _even(columns: int, most: int) -> int:
-    """The most products, up to `most`, that are of one size and not too narrow."""
-    widest = max(min(most, columns // _FEWEST_COLUMNS), 1)
-    return next(count for count in range(widest, 0, -1) if columns % count == 0)
-
-
 def side_by_side(weight: Tensor) -> int:
     """How many products pay for maps of such a weight: one for each thread of a CPU in float32.
 
-    Elsewhere one: a GPU shares a product well.
+    Elsewhere one: a GPU shares a product well, and without MKL a batched product computes one after another.
     """
-    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return torch.get_num_threads() if on_cpu else 1
+    pays = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkl.is_available()
+    return torch.get_num_threads() if pays else 1

@@ -5,7 +5,7 @@
 
 A *form* (robots, views, words, picture size) has its stages made once, by its first call, which is slow. Further calls
 make nothing anew: tokens of absent cameras and padding are left out, positions, masks and noise-level embeddings are
-tables, keys and values are written in place, q/k/v and gate/up are one product each.
+tables, keys and values are written in place, q/k/v and gate/up are one projection each.
 
 Legend: `B` robots, `L` chunk steps, `A` padded action dims, `V` camera slots, `C`/`h`/`w` latent channels, rows,
 columns.
@@ -113,19 +113,12 @@ class Engine:
         self._fused = quantized(fused, self.config.quantize)
         head = self.model.generation if self.generates else None
         self._maps = None if head is None else (head.patch_map(), head.cell_map())
-        experts = [
-            expert for layer in self.model.stack.layers for expert in cast(Any, layer).experts.values()
-        ]
-        parts = [
-            part
-            for expert in experts
-            for part in (
-                expert.self_attn.q_proj,
-                expert.self_attn.o_proj,
-                expert.mlp.gate_proj,
-                expert.mlp.down_proj,
-            )
-        ]
+        parts = [] if head is None else [head.in_proj, head.downsample, head.upsample]
+        for layer in self.model.stack.layers:
+            for expert in cast(Any, layer).experts.values():
+                attention, mlp = expert.self_attn, expert.mlp
+                parts += [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+                parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         self._weights = [(part, part.weight.data_ptr()) for part in parts]
         self._plans.clear()
         self._forms.clear()
