@@ -77,14 +77,19 @@ def two_threads(monkeypatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="no MKL: never cut")
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl3"])  # without and with biases
 def test_products_side_by_side_give_the_same(two_threads, family):
     engine = static(tiny_model(family=family))
     with torch.profiler.profile(record_shapes=True) as profile:
         assert_same(engine, observed())
         assert_same(engine, observed(slice(0, 1)))
-    cut = {event.input_shapes[1][0] for event in profile.events() if event.name == "aten::bmm"}
-    assert 2 in cut
+    asked = {"aten::bmm": 1, "aten::baddbmm": 2}
+    cut = {tuple(e.input_shapes[asked[e.name]]) for e in profile.events() if e.name in asked}
+    layers = engine._fused[0]
+    stack = [one for layer in layers.values() for one in (layer.qkv, layer.gate_up, layer.output, layer.down)]
+    for columns, depth in {tuple(one.weight.shape) for one in (*stack, *engine._maps)}:
+        assert (2, depth, columns // 2) in cut
 
 
 @pytest.mark.parametrize("multiple", [1, 3, 100])
