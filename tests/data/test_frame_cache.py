@@ -8,7 +8,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from tests.data.conftest import GRIPPER, HEAD, VIEW, toy_embodiment
+from tests.data.conftest import GRIPPER, HEAD, LENGTHS, VIEW, toy_embodiment
 from vla_mot.data.frame_cache import FrameCache, default_folder
 from vla_mot.data.source import Source
 from vla_mot.errors import DatasetError
@@ -96,6 +96,15 @@ def test_a_damaged_cache_is_built_again(source, cache, built, damage, caplog):
     assert torch.equal(everything(again), everything(cache))
     assert names(built) == [cache.folder.name]
     assert "is damaged and is built again" in caplog.text
+
+
+NEED_GIB = sum(LENGTHS) * 2 * 3 * VIEW[0] * VIEW[1] / 2**30
+
+
+def test_a_damaged_cache_needs_no_room_beside_the_new_one(source, cache, built):
+    truncate(built / cache.folder.name)
+    again = FrameCache.open(source, VIEW, built, limit_gib=NEED_GIB)
+    assert torch.equal(everything(again), everything(cache))
 
 
 def test_an_interrupted_build_leaves_nothing(source, tmp_path):

@@ -1,8 +1,11 @@
 """A limited folder: the caches used longest ago give way, and none that a living process uses."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +107,105 @@ def test_what_another_process_uses_stays_until_it_ends(tmp_path):
     make_room(tmp_path, 3 * MIB, 4 * MIB, "new")
     assert left(tmp_path) == []
     assert not list(tmp_path.glob(".in-use-*"))
+
+
+@pytest.mark.multiprocess
+def test_a_process_that_ends_takes_its_lease_along(tmp_path):
+    command = [sys.executable, "-c", USER, tmp_path, cached(tmp_path, "a", 2)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "uses\n"
+        assert len(list(tmp_path.glob(".in-use-*"))) == 1
+        other.communicate("end\n", timeout=60)
+    assert other.returncode == 0
+    assert not list(tmp_path.glob(".in-use-*"))
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+from vla_mot.data.mapped_room import NoRoomError, make_room, use
+folder = Path(sys.argv[1])
+use(folder, "0" * 24)
+child = os.fork()
+if not child:
+    use(folder, sys.argv[2])
+    os._exit(0)
+os.waitpid(child, 0)
+try:
+    make_room(folder, 3 * 2**20, 4 * 2**20, "new")
+except NoRoomError:
+    print("in use", flush=True)
+"""
+
+
+@pytest.mark.multiprocess
+def test_what_a_forked_process_uses_stays(tmp_path):
+    """It has its parent's lease, and lives as long as that is locked."""
+    command = [sys.executable, "-c", FORKING, tmp_path, cached(tmp_path, "a", 2, 90)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "in use\n"
+
+
+def lease(folder: Path, host: str, key: str) -> Path:
+    """What a process that is gone left there; over a network, nobody can tell whether it is."""
+    path = folder / f".in-use-{'0' * 12}.{host}.lock"
+    path.write_text(f"{key}\n")
+    return path
+
+
+def test_over_nfs_the_lease_of_a_killed_process_goes(tmp_path, monkeypatch):
+    """There the kernel locks only what was opened to be written."""
+    flock = fcntl.flock
+
+    def of_nfs(file, how):
+        number = file if isinstance(file, int) else file.fileno()
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    dead = lease(tmp_path, socket.gethostname(), cached(tmp_path, "a", 2, 90))
+    make_room(tmp_path, 3 * MIB, 4 * MIB, "new")
+    assert left(tmp_path) == [] and not dead.exists()
+
+
+def test_over_smb_a_lease_that_cannot_be_read_keeps_everything(tmp_path, monkeypatch):
+    cached(tmp_path, "a", 2, 90)
+    held, plain = lease(tmp_path, socket.gethostname(), "0" * 24), Path.open
+
+    def refused(path, *arguments, **options):
+        if path == held:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(NoRoomError, match="2 MiB are taken by caches in use"):
+        make_room(tmp_path, 3 * MIB, 4 * MIB, "new")
+    assert left(tmp_path) == ["a"] and held.exists()
+
+
+@pytest.mark.parametrize("other", ["node7", f"other.{socket.gethostname()}"])
+def test_what_another_host_uses_or_builds_stays_though_its_lease_is_not_locked(tmp_path, other):
+    """Locks may end at the machine: that one is free here says nothing of a process there."""
+    theirs = lease(tmp_path, other, cached(tmp_path, "a", 2, 90))
+    building = "b" * 24
+    theirs.write_text(theirs.read_text() + building)
+    work = tmp_path / f".{building}.building-12345678"
+    work.mkdir()
+    told = rf"2 MiB are taken by caches in use.*\({other}\).*remove its \.in-use-\*\.<host>\.lock"
+    with pytest.raises(NoRoomError, match=told):
+        make_room(tmp_path, 3 * MIB, 4 * MIB, "new")
+    assert theirs.exists() and work.exists()
+
+
+def test_a_build_of_the_same_cache_on_another_host_goes_on(source, cache, tmp_path):
+    key = cache.folder.name
+    theirs = lease(tmp_path, "node7", key)
+    work = tmp_path / f".{key}.building-12345678"
+    work.mkdir()
+    assert torch.equal(
+        FrameCache.open(source, VIEW, tmp_path).gather(torch.arange(60)), cache.gather(torch.arange(60))
+    )
+    assert theirs.exists() and work.exists()
 
 
 def test_what_is_being_built_counts_in_full(tmp_path):

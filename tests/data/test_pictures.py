@@ -162,6 +162,14 @@ def test_a_broken_video_is_an_error_that_names_it(damaged, noise, decoder, damag
     assert torch.equal(source.decode_frames(torch.tensor([109]), HEAD), noise.pictures[decoder][[109]])
 
 
+def test_an_error_crosses_processes_with_what_was_noted():
+    error = EpisodeError("episode 2 is lost", 2, HEAD)
+    error.add_note("met in worker 3")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.episode, again.camera) == ("episode 2 is lost", 2, HEAD)
+    assert again.__notes__ == ["met in worker 3"]
+
+
 def test_another_video_is_never_read_beyond_its_end(damaged, noise, decoder, monkeypatch):
     """Whatever the index of the file says: a picture that is not at its time is no picture."""
     monkeypatch.setattr("vla_mot.data.pictures._SAME_FILE", 0)

@@ -185,6 +185,7 @@ def test_cameras_that_are_left_out_are_named(caplog):
         ([3, 480, 640], ["channels", "height", "width"], (480, 640, 3)),
         ([3, 5, 3], None, (3, 5, 3)),
         ([480, 640], None, None),
+        ([0, 0, 3], None, None),
     ],
 )
 def test_the_size_of_pictures_in_both_orders(shape, names, size):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,13 @@ def test_the_one_that_fits_is_chosen():
     assert choose_robot([delta]) is delta
     assert choose_robot([delta, absolute], action_mode="abs") is absolute
     assert choose_robot([delta, absolute], "conveyor", "delta") is delta
+
+
+def test_case_and_blanks_of_a_name_or_alias_do_not_matter():
+    plain = robot("delta")
+    known = replace(plain, embodiment=replace(plain.embodiment, aliases=("Belt Robot",)))
+    for asked in ("Conveyor", "belt robot", "BELT  ROBOT"):
+        assert choose_robot([known], asked) is known
 
 
 @pytest.mark.parametrize(

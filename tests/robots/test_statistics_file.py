@@ -91,7 +91,7 @@ def test_statistics_of_another_use_are_refused(write, wanted, message, layout):
     assert "stats.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["toy", "Toy Robot", "toy robot"])
+@pytest.mark.parametrize("name", ["toy", "Toy Robot", "toy robot", "toy  robot"])
 def test_the_released_layout_is_read_by_name_and_alias(write, name):
     picked = load_statistics(write(released(name)), "abs", 50).pick(robot(), "abs", 50)
     assert picked.embodiment == "toy"

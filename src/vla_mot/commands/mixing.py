@@ -21,6 +21,7 @@ from vla_mot.commands.counting import robots_of
 from vla_mot.commands.training_settings import DataConfig, TrainingConfig
 from vla_mot.data.assignment import Assignment, assign_exact, assign_lpt, position_shards, shards_of
 from vla_mot.data.loader import Loader
+from vla_mot.data.mapped_room import NoRoomError
 from vla_mot.data.mixture import Mixture, resolve_mixture
 from vla_mot.data.opened import OpenDatasets
 from vla_mot.data.recipe import LatentsConfig, Opened, Recipe
@@ -355,6 +356,8 @@ def encoded(data: Data, config: TrainingConfig, model: VlaMotModel, device: str)
         for number in range(len(data.mixture.entries)):
             try:
                 found.recipe.open(number, advance, encode)
+            except NoRoomError:  # no fault of the dataset, which must not be left out for it
+                raise
             except DatasetError:
                 if not data.recipe.tolerant:
                     raise

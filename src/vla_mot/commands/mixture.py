@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from vla_mot.commands import folders
@@ -60,7 +61,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     _show_assignment(mixture, assign(mixture, asked.data, asked.workers), asked)
     if asked.manifest is not None:
         folders.write_facts(asked.manifest, {"datasets": mixture.require_data().manifest()})
-        console.print(f"manifest: {asked.manifest}")
+        console.print(f"manifest: {escape(str(asked.manifest))}")
 
 
 def _groups(mixture: Mixture, asked: MixtureCommand) -> Table:
@@ -68,7 +69,7 @@ def _groups(mixture: Mixture, asked: MixtureCommand) -> Table:
     for group in dict.fromkeys(entry.group for entry in mixture.entries):
         mine = [entry for entry in mixture.entries if entry.group == group]
         count = str(len(mine)) if mine[0].root else "declared"
-        table.add_row(group or mine[0].name, *_numbers(mine, count, asked))
+        table.add_row(escape(group or mine[0].name), *_numbers(mine, count, asked))
     table.add_section()
     table.add_row("all", *_numbers(mixture.entries, str(len(mixture.entries)), asked))
     table.title = f"Mixture, epochs after {asked.steps:,} steps of {asked.batch_size} samples"
@@ -112,8 +113,8 @@ def _datasets(mixture: Mixture, asked: MixtureCommand) -> Table:
     for entry in shown:
         epochs = entry.weight * asked.samples / _training_frames(entry, asked.data.split)
         table.add_row(
-            entry.name,
-            entry.robot.name,
+            escape(entry.name),
+            escape(entry.robot.name),
             f"{entry.weight:.6f}",
             f"{entry.frames:,}",
             f"{entry.fps:g}" if entry.fps else "",

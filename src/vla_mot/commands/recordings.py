@@ -145,8 +145,8 @@ def robot_of(name: str, info: dict[str, Any], policy: Policy, action_mode: str |
     spec, told = policy.spec, info.get("robot_type")
     body = find_embodiment(told) if isinstance(told, str) else None
     bodies = {robot.embodiment.name: robot.embodiment for robot in spec.robots}
-    names = {known.casefold() for known in (told, body.name if body else None) if isinstance(known, str)}
-    named = [own for own in bodies.values() if names & {s.casefold() for s in (own.name, *own.aliases)}]
+    names = [known for known in (told, body.name if body else None) if isinstance(known, str)]
+    named = [own for own in bodies.values() if any(map(own.is_called, names))]
     fitting = named or ([own for own in bodies.values() if not misfits(info, own)] if body is None else [])
     if len(fitting) == 1:
         return spec.robot(fitting[0].name, action_mode)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from vla_mot.commands import folders
@@ -53,7 +54,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     for robot, statistics in zip(mixture.embodiments, found.statistics, strict=True):
         _show(robot, statistics, [entry.fps for entry in mixture.entries if entry.robot.name == robot.name])
     folders.write_facts(asked.output, native_content(found.statistics))
-    console.print(f"statistics: {asked.output}")
+    console.print(f"statistics: {escape(str(asked.output))}")
 
 
 def _counted(asked: StatsConfig, mixture: Mixture) -> MixtureStatistics:
@@ -69,7 +70,9 @@ def _counted(asked: StatsConfig, mixture: Mixture) -> MixtureStatistics:
         ) from None
     known = len(mixture.entries) - len(found.computed)
     if known:
-        console.print(f"{known} of {len(mixture.entries)} datasets were counted before ({folder})")
+        console.print(
+            f"{known} of {len(mixture.entries)} datasets were counted before ({escape(str(folder))})"
+        )
     return found
 
 
@@ -81,7 +84,7 @@ def _show(robot: Embodiment, statistics: Statistics, rates: list[float | None]) 
     windows = f"{frames:,} windows of {chunk} steps, {statistics.action.count:,} of them inside the episodes"
     datasets = "1 dataset" if len(origin.datasets) == 1 else f"{len(origin.datasets)} datasets"
     console.print(
-        f"{robot.name}: {datasets}, {episodes:,} episodes, {frames:,} frames; "
+        f"{escape(robot.name)}: {datasets}, {episodes:,} episodes, {frames:,} frames; "
         f"{windows if robot.action_dim else 'no actions'}"
     )
     if len(different := sorted({rate for rate in rates if rate})) > 1:
@@ -91,7 +94,8 @@ def _show(robot: Embodiment, statistics: Statistics, rates: list[float | None]) 
     relative = " less state" if statistics.action_mode == DELTA else ""
     action = list(_dimensions("action", robot.action, statistics.action, relative))
     if still := [each.name for each in (*state, *action) if each.numbers["std"] == 0]:
-        console.print(f"  never changed, so any other value is far off: {', '.join(still)}", style="yellow")
+        told = escape(", ".join(still))
+        console.print(f"  never changed, so any other value is far off: {told}", style="yellow")
     if state or action:
         console.print(_table(state, action))
 
@@ -124,6 +128,8 @@ def _table(*sections: Sequence[_Dimension]) -> Table:
         table.add_column(heading, justify="right")
     for dimensions in sections:
         for each in dimensions:
-            table.add_row(each.name, each.unit, *(f"{each.numbers[column]:.4g}" for column in _COLUMNS))
+            table.add_row(
+                escape(each.name), escape(each.unit), *(f"{each.numbers[column]:.4g}" for column in _COLUMNS)
+            )
         table.add_section()
     return table

@@ -26,7 +26,7 @@ class Fault:
 class FaultBudget:
     """Counts broken places over all workers of a rank.
 
-    most: places that may be skipped; 0 makes the first one fatal. names: of the datasets.
+    most: places that a rank may skip; 0 makes the first one fatal. names: of the datasets.
     """
 
     def __init__(self, most: int, names: Sequence[str]) -> None:

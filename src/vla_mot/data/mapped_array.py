@@ -188,10 +188,19 @@ def ensure(wanted: Wanted, content: Callable[[], Content]) -> Path:
 
 def _is_whole(wanted: Wanted) -> bool:
     """True if an array of this content is there, of the right size and undamaged where its digest looks."""
-    place = wanted.place
-    if not place.is_dir():
+    if not wanted.place.is_dir():
         return False
-    holes = 0
+    holes = _holes(wanted)
+    if holes is None:
+        log.warning("the %s %s is damaged and is built again.", wanted.kind, wanted.place)
+    elif holes and not wanted.tolerant:
+        log.warning("%s lacks %d unreadable episodes and is built again.", wanted.title, holes)
+    return holes is not None and (not holes or wanted.tolerant)
+
+
+def _holes(wanted: Wanted) -> int | None:
+    """How many holes an array of this content has; None where it is damaged, or not there."""
+    place = wanted.place
     try:
         found = json.loads((place / MANIFEST).read_text())
         stored, holes = (place / wanted.file).stat(), len(found.get("holes", ()))
@@ -201,13 +210,8 @@ def _is_whole(wanted: Wanted) -> bool:
             and found["digest"] == _digest(place / wanted.file, stored.st_size, stored.st_mtime_ns)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        log.warning("the %s %s is damaged and is built again.", wanted.kind, place)
-    elif holes and not wanted.tolerant:
-        log.warning("%s lacks %d unreadable episodes and is built again.", wanted.title, holes)
-        return False
-    return whole
+        return None
+    return holes if whole else None
 
 
 @lru_cache(maxsize=1024)
@@ -221,11 +225,14 @@ def _bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 def _build(wanted: Wanted, content: Content) -> None:
     place, size = wanted.place, _bytes(content.shape, wanted.dtype)
-    for dead in place.parent.glob(f".{place.name}.building-*"):  # of a killed process: we hold the lock
-        shutil.rmtree(dead, ignore_errors=True)
+    if not room.used_elsewhere(wanted.folder, wanted.key):
+        for dead in place.parent.glob(f".{place.name}.building-*"):  # of a killed process: we hold the lock
+            shutil.rmtree(dead, ignore_errors=True)
     work = place.with_name(f".{place.name}.building-{uuid.uuid4().hex[:8]}")
     try:
         with room.folder_lock(wanted.folder):
+            if place.exists() and _holes(wanted) is None:  # of use to nobody: its room is for the new one
+                room.remove(place)
             room.make_room(wanted.folder, size, wanted.limit, wanted.title)
             work.mkdir()
             with (work / wanted.file).open("wb") as file:
@@ -241,10 +248,10 @@ def _build(wanted: Wanted, content: Content) -> None:
             "digest": file_digest(work / wanted.file),
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        if place.exists():
-            place.rename(work / "damaged")
+        if place.exists():  # with holes, which others tolerate, or of a host that our lock did not reach
+            place.rename(work / "replaced")
         work.rename(place)
-        shutil.rmtree(place / "damaged", ignore_errors=True)
+        shutil.rmtree(place / "replaced", ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoRoomError(room.no_space(wanted.folder, size, wanted.title)) from error

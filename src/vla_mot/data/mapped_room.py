@@ -3,7 +3,9 @@
 A process that uses a cache writes its key into a lease: a file in the folder that it keeps locked as long as it, or a
 process forked from it, lives. Whoever makes room takes the caches that were used longest ago, and none that stands in a
 living lease: two runs that share a folder never build the same cache again and again in turn. A lease costs one
-descriptor per process and folder, and one that nobody locks is removed by the next that looks.
+descriptor per process and folder. It goes when its process ends; what a killed one left is removed by the next that
+looks, on the same host: many shared disks keep locks to the machine that took them, so that the lease of another host
+says nothing of whether anybody lives there.
 """
 
 import fcntl
@@ -12,13 +14,14 @@ import logging
 import os
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import IO
 
 from huggingface_hub.utils import WeakFileLock
 
@@ -31,6 +34,7 @@ GIB = 2**30
 _PLACE = re.compile(r"[0-9a-f]{24}")
 _UNFINISHED = re.compile(r"\.([0-9a-f]{24})\.(building|evicted)-[0-9a-f]{8}")
 """Only folders of these names are ours: a user may point at any folder."""
+_NAMED = 3  # hosts that a message lists
 
 
 class NoRoomError(DatasetError):
@@ -55,7 +59,7 @@ def use(folder: Path, key: str) -> None:
     try:
         with folder_lock(folder):
             if home not in _leases:
-                _leases[home] = _Lease(folder)
+                _leases[home] = _Lease(home)
             _leases[home].add(key)
     except OSError as error:
         log.debug("caches in %s are used without a lease: %s", folder, error)
@@ -86,7 +90,7 @@ def make_room(folder: Path, need: int, limit: int | None, what: str) -> None:
     if limit is not None and taken - gain + need > limit:
         raise NoRoomError(
             f"{what} needs {_size(need)}; of the limit of {_size(limit)} for {folder}, {_size(taken - gain)} are taken "
-            "by caches in use. Raise the limit, or choose another cache folder."
+            f"by caches in use. Raise the limit, or choose another cache folder.{_other_hosts(folder)}"
         )
     for cache in idle:
         if free >= need and (limit is None or taken + need <= limit):
@@ -113,8 +117,9 @@ class _Lease:
 
     def __init__(self, folder: Path) -> None:
         self.keys: set[str] = set()
-        self.path = folder / f".in-use-{uuid.uuid4().hex[:12]}.lock"
-        self._file = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o664)
+        self.path = folder / f".in-use-{uuid.uuid4().hex[:12]}.{socket.gethostname()}.lock"
+        self._file = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o664)
+        Finalize(None, _unlink, (self.path,), exitpriority=-1)  # after the processes that this one started
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # a file system without locks: nobody else can tell, and so nobody evicts
@@ -124,30 +129,77 @@ class _Lease:
         os.write(self._file, f"{key}\n".encode())
         self.keys.add(key)
 
+    def listed(self) -> set[str]:
+        """Its keys, those of forked processes too. Opened anew, a locked file cannot be read over SMB."""
+        return set(os.pread(self._file, os.fstat(self._file).st_size, 0).decode().split())
+
+
+def _unlink(lease: Path) -> None:
+    with suppress(OSError):
+        lease.unlink()
+
 
 _leases: dict[Path, _Lease] = {}
 
 
 def _in_use(folder: Path) -> set[str]:
-    """Keys in all living leases; dead ones are removed."""
+    """Keys in all living leases; dead ones of this host are removed."""
     own = _leases.get(folder.absolute())
-    kept: set[str] = set()
-    for path in folder.glob(".in-use-*.lock"):
-        with path.open() as file:
-            if (own is None or path.name != own.path.name) and _locks(file):
-                path.unlink()
-            else:
-                kept.update(file.read().split())
+    kept = own.listed() if own else set()
+    for lease in _leases_in(folder):
+        if own and lease.name == own.path.name:
+            continue
+        if _host(lease) == socket.gethostname() and _is_dead(lease):
+            _unlink(lease)
+        else:
+            kept |= _keys(lease)
     return kept
 
 
-def _locks(file: IO[str]) -> bool:
+def used_elsewhere(folder: Path, key: str) -> bool:
+    """Whether another host has a lease for a cache, which it may be building: our locks may not reach it."""
+    here = socket.gethostname()
+    return any(key in _keys(lease) for lease in _leases_in(folder) if _host(lease) != here)
+
+
+def _leases_in(folder: Path) -> Iterator[Path]:
+    return folder.glob(".in-use-*.lock")
+
+
+def _host(lease: Path) -> str:
+    return lease.name.split(".", 2)[2].removesuffix(".lock")
+
+
+def _is_dead(lease: Path) -> bool:
     """Whether the lock of a lease is free, so that nobody lives who held it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        with lease.open("r+") as file:  # over NFS, what is opened to be read cannot be locked
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or there is no telling: another user's, or a file system without locks
         return False
     return True
+
+
+def _keys(lease: Path) -> set[str]:
+    try:
+        with lease.open() as file:
+            return set(file.read().split())
+    except FileNotFoundError:  # its process ended just now
+        return set()
+    except PermissionError:  # over SMB, what another process locks cannot be read: it may use any
+        return {key[0] for place in lease.parent.iterdir() if (key := _PLACE.search(place.name))}
+
+
+def _other_hosts(folder: Path) -> str:
+    """What to do about leases of other hosts, where there are some."""
+    hosts = sorted({_host(lease) for lease in _leases_in(folder)} - {socket.gethostname()})
+    if not hosts:
+        return ""
+    more = ", …" if len(hosts) > _NAMED else ""
+    return (
+        f" Leases of other hosts ({', '.join(hosts[:_NAMED])}{more}) always count as in use: where a run there was "
+        "killed, remove its .in-use-*.<host>.lock."
+    )
 
 
 @dataclass(frozen=True)
@@ -161,14 +213,19 @@ class _Cache:
     used: float
 
     def evict(self, instead: str) -> None:
-        """Remove it under another name, so that nobody finds half of it. Whoever maps it keeps reading it."""
-        gone = self.place.with_name(f".{self.key}.evicted-{uuid.uuid4().hex[:8]}")
+        """Remove it, and say so."""
         day = time.strftime("%Y-%m-%d", time.localtime(self.used))
         log.warning(
             "%s (%s, last used on %s) gives way to %s.", _name(self.place), _size(self.bytes), day, instead
         )
-        self.place.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove(self.place)
+
+
+def remove(place: Path) -> None:
+    """Remove a cache under another name, so that nobody finds half of it. Whoever maps it keeps reading it."""
+    gone = place.with_name(f".{place.name}.evicted-{uuid.uuid4().hex[:8]}")
+    place.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _caches(folder: Path, kept: set[str]) -> Iterator[_Cache]:

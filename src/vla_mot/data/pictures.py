@@ -35,7 +35,7 @@ class EpisodeError(DatasetError):
         self.episode, self.camera = episode, camera
 
     def __reduce__(self) -> tuple:
-        return type(self), (str(self), self.episode, self.camera)
+        return type(self), (str(self), self.episode, self.camera), self.__dict__  # its notes are there
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import yaml
 
 from vla_mot.conf_dir import conf_dir
 from vla_mot.errors import ConfigError, nearest, unknown_name
-from vla_mot.robots.embodiment import Embodiment
+from vla_mot.robots.embodiment import Embodiment, folded
 from vla_mot.robots.generic import infer_embodiment
 
 AUTO = "auto"
@@ -57,7 +57,7 @@ def _read(path: Path, changed: int, size: int) -> Embodiment:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     for spelling in (embodiment.name, *embodiment.aliases):
-        if _folded(spelling) in ("", AUTO, GENERIC):
+        if folded(spelling) in ("", AUTO, GENERIC):
             raise ConfigError(f"{path}: an embodiment cannot be called {spelling!r}; choose another name.")
     return embodiment
 
@@ -78,8 +78,7 @@ def known_embodiments() -> tuple[Embodiment, ...]:
 
 def find_embodiment(name: str, extra: Sequence[Path] = ()) -> Embodiment | None:
     """The embodiment of that name or alias, whatever their case, or None."""
-    wanted = _folded(name)
-    return next((e for e in catalog(extra) if wanted in map(_folded, (e.name, *e.aliases))), None)
+    return next((e for e in catalog(extra) if e.is_called(name)), None)
 
 
 def embodiment_of(info: Mapping[str, Any], wanted: str = AUTO, extra: Sequence[Path] = ()) -> Embodiment:
@@ -89,9 +88,9 @@ def embodiment_of(info: Mapping[str, Any], wanted: str = AUTO, extra: Sequence[P
     from its features), or a name or alias. extra: see `catalog`.
     Raises ConfigError when that names no known robot, or nothing can be inferred.
     """
-    if _folded(wanted) == GENERIC:
+    if folded(wanted) == GENERIC:
         return infer_embodiment(info)
-    if _folded(wanted) != AUTO:
+    if folded(wanted) != AUTO:
         found = find_embodiment(wanted, extra)
         if found is None:
             raise ConfigError(
@@ -146,7 +145,7 @@ def _require_distinct(described: Iterable[tuple[Embodiment, Path]]) -> None:
     meant: dict[str, tuple[Embodiment, Path]] = {}
     for embodiment, file in described:
         for spelling in (embodiment.name, *embodiment.aliases):
-            other, where = meant.setdefault(_folded(spelling), (embodiment, file))
+            other, where = meant.setdefault(folded(spelling), (embodiment, file))
             if other is not embodiment:
                 raise ConfigError(
                     f"{spelling!r} means two robots: {other.name!r} ({where}) and {embodiment.name!r} ({file}). Take "
@@ -156,7 +155,3 @@ def _require_distinct(described: Iterable[tuple[Embodiment, Path]]) -> None:
 
 def _spellings(known: Iterable[Embodiment]) -> list[str]:
     return [spelling for e in known for spelling in (e.name, *e.aliases)]
-
-
-def _folded(name: str) -> str:
-    return " ".join(name.casefold().split())

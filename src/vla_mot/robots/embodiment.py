@@ -31,6 +31,11 @@ def camera_feature(camera: str) -> str:
     return camera if camera == ONLY_CAMERA else CAMERA_PREFIX + camera
 
 
+def folded(name: str) -> str:
+    """A robot's name or alias as names are compared: case and repeated blanks mean nothing."""
+    return " ".join(name.casefold().split())
+
+
 @dataclass(frozen=True)
 class Field:
     """One dataset feature that contributes dimensions to the state or the action.
@@ -128,6 +133,10 @@ class Embodiment:
     def present_cameras(self) -> tuple[tuple[int, str], ...]:
         """(slot, image feature) of every camera that the robot has."""
         return tuple((slot, key) for slot, key in enumerate(self.cameras) if key is not None)
+
+    def is_called(self, name: str) -> bool:
+        """Whether that is its name or an alias, whatever the case."""
+        return folded(name) in map(folded, (self.name, *self.aliases))
 
     def without_actions(self) -> "Embodiment":
         """The robot less state and actions, `<name>_video`, which trains foresight only; itself where it has none."""

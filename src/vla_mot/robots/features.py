@@ -60,7 +60,7 @@ def camera_size(spec: Mapping[str, Any]) -> tuple[int, int, int] | None:
     Recorded as (height, width, channels), or (channels, height, width) in some older datasets; `names` tells.
     """
     shape = tuple(spec["shape"])
-    if len(shape) != 3:
+    if len(shape) != 3 or min(shape) < 1:
         return None
     names = dimension_names(spec)
     named_first = bool(names) and names[0].lower() in ("channels", "channel", "c")

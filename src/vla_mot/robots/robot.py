@@ -61,14 +61,14 @@ def layout_of(embodiment: Embodiment, action_mode: str) -> str:
 def choose_robot(
     robots: Sequence[Robot], embodiment: str | None = None, action_mode: str | None = None
 ) -> Robot:
-    """Return the one robot of that name or alias and action mode; None fits every one.
+    """Return the one robot of that name or alias, whatever its case, and action mode; None fits every one.
 
     Raises ConfigError when no robot fits, or several do.
     """
     found = [
         robot
         for robot in robots
-        if embodiment in (None, robot.embodiment.name, *robot.embodiment.aliases)
+        if (embodiment is None or robot.embodiment.is_called(embodiment))
         and action_mode in (None, robot.action_mode)
     ]
     if len(found) == 1:

@@ -85,8 +85,9 @@ class StatisticsFile:
         return tuple(dict.fromkeys(names))
 
     def pick(self, embodiment: Embodiment, action_mode: str, chunk_size: int) -> Statistics:
-        """The statistics of this embodiment (by name or alias) for chunks of this mode and length.
+        """The statistics of this embodiment for chunks of this mode and length.
 
+        Our layout has them under its name, the authors' under its name or an alias.
         Raises ConfigError when the file has none, or has them for another mode, chunk length or layout.
         """
         with _explained(self.path):
@@ -106,9 +107,8 @@ class StatisticsFile:
             yield from (numbers for numbers in self.native if numbers.embodiment == embodiment.name)
             return
         assert self.stated is not None, "load_statistics asks for what the authors' layout leaves unsaid"
-        spellings = {spelling.casefold() for spelling in (embodiment.name, *embodiment.aliases)}
         for name, features in self.released.items():
-            if name.casefold() in spellings:
+            if embodiment.is_called(name):
                 yield released_statistics(embodiment, features, *self.stated)
 
 
