@@ -6,6 +6,7 @@ after how many seconds is printed as JSON.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -35,29 +36,39 @@ def fails() -> None:
     raise ZeroDivisionError("of rank 1 alone")
 
 
-WAYS: dict[str, Callable[[], None]] = {
-    "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "fails": fails,
-    "hangs": sleeps_forever,
-    "is asked": lambda: os.kill(os.getpid(), signal.SIGTERM),
+def in_the_way(checkpoints: Path) -> None:
+    """The main rank cannot write its next checkpoint."""
+    shutil.rmtree(checkpoints)
+    checkpoints.write_text("a file where the folder should be")
+
+
+Happens = Callable[[Path, Batch], object]
+"""(the run's folder, rank 1's share of a batch) → nothing that counts."""
+WAYS: dict[str, Happens] = {
+    "dies": lambda run, batch: os.kill(os.getpid(), signal.SIGKILL),
+    "fails": lambda run, batch: fails(),
+    "hangs": lambda run, batch: sleeps_forever(),
+    "is asked": lambda run, batch: os.kill(os.getpid(), signal.SIGTERM),
+    "is spoilt": lambda run, batch: batch.observation.state.fill_(float("nan")),
+    "is in the way": lambda run, batch: in_the_way(run / "checkpoints"),
 }
 
 
 class Losing(Share):
     """The batches of a rank, to one of which something happens before it arrives."""
 
-    def __init__(self, rank: int, size: int, happens: Callable[[], None]) -> None:
+    def __init__(self, rank: int, size: int, run: Path, happens: Happens) -> None:
         super().__init__(rank, size)
-        self.happens = happens
+        self.run, self.happens = run, happens
 
     def batches(self, start: int = 0, stop: int | None = None, prefetch: int = 2) -> Iterator[Batch]:
         for step, batch in enumerate(super().batches(start, stop, prefetch), start=start):
             if step == AT:
-                self.happens()
+                self.happens(self.run, batch)
             yield batch
 
 
-def train(run: Path, rank: int, port: int, happens: Callable[[], None]) -> None:
+def train(run: Path, rank: int, port: int, happens: Happens) -> None:
     """One rank of two. What it says goes to a file of its own."""
     run.mkdir(parents=True, exist_ok=True)
     said = os.open(run / f"rank-{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -72,7 +83,7 @@ def train(run: Path, rank: int, port: int, happens: Callable[[], None]) -> None:
     os.environ.update({name: str(value) for name, value in told.items()})
     with join("cpu", 60.0) as world:
         life = ranked(run, world, safety=SafetyConfig(stuck_seconds=STUCK_SECONDS))
-        life.stream = Losing(rank, world.size, happens if rank == 1 else lambda: None)
+        life.stream = Losing(rank, world.size, run, happens if rank == 1 else lambda run, batch: None)
         with StopRequests() as stops:
             life.run(stop=lambda: stops.asked)
 

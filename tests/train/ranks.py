@@ -67,6 +67,9 @@ class Share(MemoryStream):
             each = batch.batch_size // self.size
             yield batch[slice(self.rank * each, (self.rank + 1) * each)]
 
+    def describe(self, batch: Batch) -> str:
+        return f"{super().describe(batch)} on rank {self.rank}"
+
 
 def ranked(run: Path, world: World, **changes: Any) -> Trainer:
     """The trainer of `tests.train.runs`, on one of several ranks."""
@@ -104,7 +107,8 @@ def findings(run: Trainer) -> dict[str, Any]:
     gradient = first_gradient(run)
     run.run()
     weights = {name: whole(tensor).clone() for name, tensor in run.model.state_dict().items()}
-    return {"gradient": gradient, "log": logged(run.run_folder), "weights": weights}
+    average = {name: whole(tensor).clone() for name, tensor in run.average.state(run.model).items()}
+    return {"gradient": gradient, "log": logged(run.run_folder), "weights": weights, "average": average}
 
 
 def main(alone: Path, output: Path, names: Sequence[str]) -> None:

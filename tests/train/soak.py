@@ -55,7 +55,8 @@ def forked(act: Callable[[], None]) -> int:
     try:
         act()
         code = 0
-    except BaseException:
+    except BaseException as error:
+        held = error  # noqa: F841  what its frames hold is not torn down: a gloo group may wait for the interpreter there
         traceback.print_exc()
     finally:
         sys.stderr.flush()

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from tests.full_disk import full_disk
-from tests.train.runs import logged, parted, saved_state, trainer
+from tests.infer.tiny_policy import tiny_policy
+from tests.train.runs import MemoryStream, logged, parted, saved_state, train_config, trainer
 from tests.train.test_loop import assert_bitwise_equal, state_of
 
-from vla_mot.errors import CheckpointError
+from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub.manifest import write_manifest
 from vla_mot.infer.policy import Policy
 from vla_mot.train.checkpoint import find_checkpoint
 from vla_mot.train.config import AdapterConfig, ExpertsConfig, ExpertTraining, ParallelConfig
 from vla_mot.train.log import read_log
+from vla_mot.train.loop import Trainer
 from vla_mot.train.state import write_state
 from vla_mot.train.world import World
 
@@ -46,6 +48,58 @@ def test_the_best_is_saved_when_it_is_met_and_stays(tmp_path: Path) -> None:
     again = trainer(tmp_path, steps=12, ema_decay=0.0)
     again.resume(find_checkpoint(tmp_path))
     assert again.progress.best == scores[best]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    nan, good = {"action_loss": float("nan")}, {"action_loss": 3.0}
+    assert not run._improved(nan)
+    assert run._improved(good)
+    assert not run._improved(nan)
+    assert run.progress.best == 3.0
+
+
+def test_nothing_can_be_the_best_where_nothing_validates(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    with pytest.raises(ConfigError, match=r"train\.keep_best=true .* data\.validation_fraction"):
+        Trainer(policy.model, policy.spec, MemoryStream(), [], train_config(keep_best=True), tmp_path)
+    Trainer(policy.model, policy.spec, MemoryStream(), [], train_config(), tmp_path)
+
+
+def test_what_a_kill_left_of_any_step_is_gone_after_the_next_checkpoint(tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / ".unfinished-000777" / "training_state"
+    left.mkdir(parents=True)
+    (left / "shard.safetensors").write_bytes(b"cut sh")
+    trainer(tmp_path).save()
+    assert numbers(tmp_path) == ["000000", "last"]
+
+
+def test_a_step_that_is_written_again_is_whole_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path)
+    good = run.save()
+
+    def replace(source: Path, target: Path) -> None:
+        raise PermissionError(f"{source} may not be renamed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vla_mot.train.checkpoint.os.replace", replace)
+        with pytest.raises(PermissionError, match="may not be renamed"):
+            run.save()
+    assert find_checkpoint(tmp_path) == good
+    trainer(tmp_path).resume(good)
+    assert run.save() == good
+    assert numbers(tmp_path) == ["000000", "last"]
+
+
+def test_a_run_that_goes_on_from_its_start_does_not_save_it_again(tmp_path: Path) -> None:
+    first = trainer(tmp_path).save()
+    written = first.stat().st_ino
+    again = trainer(tmp_path, keep_checkpoints=9)
+    again.resume(first)
+    again.run()
+    assert first.stat().st_ino == written
 
 
 def test_written_beside_the_next_steps_it_is_the_same(tmp_path: Path) -> None:

@@ -61,6 +61,25 @@ def test_when_a_rank_hangs_its_stack_is_told_and_both_end(lost: tuple[Path, Foun
         assert f"The others wait for rank 1, still at step {AT}, phase data" in text
 
 
+def test_a_step_that_is_not_finite_names_the_samples_of_every_rank(lost: tuple[Path, Found]) -> None:
+    folder, found = lost
+    assert found["is spoilt"]["codes"] == [1, 1]
+    each = [f"what was drawn for step {AT} on rank {rank}" for rank in range(2)]
+    for text in said(folder, "is spoilt"):
+        assert f"NonFiniteLossError: step {AT}: " in text
+        assert f"The batch holds {'; '.join(each)}." in text
+
+
+def test_what_the_main_rank_could_not_write_is_its_own_fault_and_told_to_the_other(
+    lost: tuple[Path, Found],
+) -> None:
+    folder, found = lost
+    assert found["is in the way"]["codes"] == [1, 1]
+    first, second = said(folder, "is in the way")
+    assert "NotADirectoryError" in first or "FileExistsError" in first
+    assert "RankLostError: rank 0 could not begin a checkpoint; its own message says why." in second
+
+
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(lost: tuple[Path, Found]) -> None:
     folder, found = lost
     assert found["is asked"]["codes"] == [1, 1]

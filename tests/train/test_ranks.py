@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.conftest import REPOSITORY
 from tests.train.ranks import ADAPTED, ALONE, RESUMED, SCENARIOS, alone_of, findings, ranked
+from tests.train.test_loop import assert_bitwise_equal
 
 from vla_mot.infer.policy import Policy
 from vla_mot.train.adapters import merged
@@ -127,8 +128,10 @@ def test_the_policy_beside_the_state_is_whole(together: Path, name: str) -> None
     """Whatever wrote it: every weight, none sharded, and the averaged ones."""
     checkpoint = find_checkpoint(together / name)
     policy = Policy.from_pretrained(checkpoint / "pretrained_model")
-    own = merged(found(together, name)["weights"], ADAPTED)
-    assert policy.model.state_dict().keys() == own.keys()
+    own = merged(found(together, name)["average"], ADAPTED)
+    assert_bitwise_equal(policy.model.state_dict(), own)
+    raw = merged(found(together, name)["weights"], ADAPTED)
+    assert not torch.equal(own["action.out_proj.weight"], raw["action.out_proj.weight"]), "averaging is on"
     shards = len(list((checkpoint / "training_state").glob("*.safetensors")))
     assert shards == 2
 

@@ -99,6 +99,11 @@ def test_skip_counts_and_stops_once_the_budget_is_spent(caplog: pytest.LogCaptur
         assert policy.met(8, "grad_norm is not finite", "frame 9", 1, None) == 2
     assert "step 8 is left out (2 of at most 2, train.safety.skip_steps): grad_norm" in caplog.text
     assert "The batch holds frame 9." in caplog.text
+    caplog.clear()
+    assert (
+        NotFinite("skip", most=2, lr=1e-3, tells=False).met(3, "loss is not finite", "frame 5", 0, None) == 1
+    )
+    assert not caplog.text, "another rank says so"
     with pytest.raises(
         NonFiniteLossError,
         match=r"not finite, and 2 such were left out before \(train.safety.skip_steps=2\)\.",

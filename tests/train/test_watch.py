@@ -61,6 +61,7 @@ reads_forever()
     assert (standing.rank, standing.step, standing.phase) == (0, 7, "data")
     assert 0.4 <= standing.seconds < 5
     assert "(train.safety.stuck_seconds)" in report
+    assert "data.prepare=false" in report and "raise train.safety.stuck_seconds" in report
     main = report.partition("thread MainThread")[2].partition("thread ")[0]
     assert main.index("in <module>") < main.index("in reads_forever")  # innermost call last
     assert "thread batch-prefetch" in report
@@ -74,6 +75,12 @@ def test_a_call_that_holds_the_interpreter_is_told_as_well(tmp_path: Path) -> No
     )
     assert code == 1  # faulthandler's
     assert "in native_code_that_never_returns" in err
+
+
+def test_only_who_waits_for_data_is_told_what_it_may_wait_for(tmp_path: Path) -> None:
+    code, err = ended(start(tmp_path, "watchdog.enter(7, 'forward')\nreads_forever()"))
+    assert code == STUCK_EXIT
+    assert "phase forward" in err and "data.prepare" not in err
 
 
 @pytest.mark.parametrize(

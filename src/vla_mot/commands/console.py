@@ -21,11 +21,18 @@ from rich.progress import (
 from rich.table import Column
 
 _PIPE_WIDTH = 160  # columns, where there is no terminal that has a width
-console = Console(highlight=False)
-if not console.is_terminal:
-    console.width = _PIPE_WIDTH
 _BAR_WIDTH = 30  # columns
 _LINE_EVERY = 20.0  # seconds between lines where no bar can move
+
+
+def _console(*, stderr: bool = False) -> Console:
+    made = Console(highlight=False, stderr=stderr)
+    if not made.is_terminal:
+        made.width = _PIPE_WIDTH
+    return made
+
+
+console = _console()
 
 
 class Advance(Protocol):
@@ -85,10 +92,18 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def show_library_log() -> None:
-    """Print the library's warnings (what was skipped, dropped or built again) as they come."""
+def show_library_log(rank: int = 0) -> None:
+    """Print the library's warnings (what was skipped, dropped or built again) as they come.
+
+    Those of another rank than the main one, whose console is quiet, go to stderr under its number.
+    """
     logger = logging.getLogger("vla_mot")
-    if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
-        logger.addHandler(RichHandler(console=console, show_time=False, show_path=False))
+    for shown in [handler for handler in logger.handlers if isinstance(handler, RichHandler)]:
+        logger.removeHandler(shown)
+    handler = RichHandler(
+        console=_console(stderr=True) if rank else console, show_time=False, show_path=False
+    )
+    handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s" if rank else "%(message)s"))
+    logger.addHandler(handler)
     logger.setLevel(logging.WARNING)
     logger.propagate = False

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -70,9 +70,13 @@ def spelled_out(command: Command, word: str) -> str:
     """A word as Hydra is to read it: `path` → `root='path'`, `embodiment=x` → `embodiment.name=x`."""
     key, equals, value = word.partition("=")
     if not equals and command.positional and not word.startswith(("+", "~")):
-        quoted = word.replace("'", "\\'")
-        return f"{command.positional}='{quoted}'"
+        return f"{command.positional}={_quoted(word)}"
     return f"{dict(command.short).get(key, key)}{equals}{value}"
+
+
+def _quoted(text: str) -> str:
+    """As Hydra's grammar reads any text: a folder's name, with all that is a sign of its own there."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def check_overrides(
@@ -182,7 +186,7 @@ def _check_preset(override: Override, folders: list[Path]) -> None:
 
 
 def _composed(name: str, overrides: list[str], overlay: Path | None) -> DictConfig:
-    search = [f"hydra.searchpath=[file://{overlay}]"] if overlay else []
+    search = [f"hydra.searchpath=[{_quoted(f'file://{overlay}')}]"] if overlay else []
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base=_VERSION_BASE):

@@ -34,13 +34,21 @@ _EXTRAS |= dict.fromkeys(("hydra_submitit_launcher", "submitit"), "slurm") | {"p
 _EXTRAS |= dict.fromkeys(("websockets", "msgpack"), "serve") | {"rerun": "rerun"}
 _EXTRAS |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
 _HELP = ("-h", "--help")
+_TRAINING = ("pretrain", "posttrain")
+_ADVICE_TRAINING = (
+    "train.parallel.micro_batch=1 and train.parallel.recompute=full need less, and docs/low_memory.md knows more; "
+    "dry_run=true says beforehand what a rank will need."
+)
+_ADVICE = (
+    "Smaller batches or a narrower dtype need less, where this command has them (--help); or another device."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
-    0 done, 1 unexpected error, 2 input that does not fit, 3 a loss that is not finite, 75 stopped by
-    a signal after a checkpoint was written, 130 interrupted.
+    0 done, 1 an error that is neither input nor the rest, 2 input that does not fit, 3 a loss that is not finite,
+    4 training made no progress, 75 stopped by a signal after a checkpoint was written, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -67,7 +75,7 @@ def _dispatch(arguments: list[str]) -> None:
 
     def task(config: dict, overrides: list[str]) -> None:
         # Inside Hydra, where an exception would be printed with Hydra's own frames.
-        with _explained():
+        with _explained(command):
             if command.offline and not named(command.hub, config, rest):
                 _go_offline()
             importlib.import_module(command.module).run(config, overrides)
@@ -102,8 +110,8 @@ def _require_no_word(command: Command, rest: list[str]) -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn an exception into a message on stderr and a `SystemExit` with its code."""
+def _explained(command: Command | None = None) -> Iterator[None]:
+    """Turn an exception into a message on stderr and a `SystemExit` with its code. command: what runs, if it does."""
     try:
         yield
     except (ConfigError, DatasetError, CheckpointError) as error:
@@ -129,11 +137,21 @@ def _explained() -> Iterator[None]:
         _say(error)  # a killed process, a full disk, a folder that may not be written, a job that failed
         raise SystemExit(FAILED) from error
     except Exception as error:
+        if _is_out_of_memory(error):
+            error.add_note(_ADVICE_TRAINING if command and command.name in _TRAINING else _ADVICE)
+            _say(error)
+            raise SystemExit(FAILED) from error
         traceback.print_exc()
         sys.stderr.write(
             f"\nunexpected {type(error).__name__}: this is a defect of vla-mot; please report it.\n"
         )
         raise SystemExit(FAILED) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had no room. Torch is not imported for that: who met it has done so."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _say(error: Exception) -> None:

@@ -86,6 +86,7 @@ def run(command: str, config: dict[str, Any], overrides: list[str]) -> None:
     device = fit(str, "train.device", config["train"]["device"])
     with join(device, _PATIENCE) as world:
         console.quiet = not world.is_main
+        show_library_log(world.rank)
         # As the main rank sees it: a shared disk may answer late elsewhere.
         folder = world.gather(continues(config))[0]
         config = config | {"resume": folder}

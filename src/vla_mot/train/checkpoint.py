@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 POLICY_FOLDER, STATE_FOLDER, LAST, BEST = "pretrained_model", "training_state", "last", "best"
 PROGRESS_FILE = "progress.json"
+_UNFINISHED = ".unfinished-"
+"""How names begin that a kill may leave; the next checkpoint removes them."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,9 @@ class Checkpoints:
             raise
 
     def _write(self, final: Path, content: _Content, world: World) -> None:
-        unfinished = self._root / f".unfinished-{final.name}"
+        unfinished = self._root / f"{_UNFINISHED}{final.name}"
         try:
-            world.main_only(lambda: _emptied(unfinished / STATE_FOLDER), "begin a checkpoint")
+            world.main_only(lambda: self._begin(unfinished), "begin a checkpoint")
             write_state(unfinished / STATE_FOLDER, content.state, world)
             world.main_only(lambda: self._write_rest(unfinished, content), "write the policy")
         except BaseException as error:  # a full disk is not to be filled with what nobody can use
@@ -152,6 +154,12 @@ class Checkpoints:
                 error.add_note(f"The checkpoint {final} cannot be written; those before it are whole.")
             raise
         world.main_only(lambda: self._publish(unfinished, final, content.is_best), "rename the checkpoint")
+
+    def _begin(self, unfinished: Path) -> None:
+        """Make the folder, and remove what a kill left of any other: no two are written at a time."""
+        for left in self._root.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        (unfinished / STATE_FOLDER).mkdir(parents=True)
 
     def _write_rest(self, folder: Path, content: _Content) -> None:
         golden = record_golden(_policy(self._spec, content.policy))
@@ -165,8 +173,8 @@ class Checkpoints:
         write_manifest(folder / STATE_FOLDER)
 
     def _publish(self, unfinished: Path, final: Path, is_best: bool) -> None:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(unfinished, final)
+        with _aside(final):
+            os.replace(unfinished, final)
         _point(self._root / LAST, final.name)
         if is_best:
             _point(self._root / BEST, final.name)
@@ -277,9 +285,23 @@ def _numbered(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def _emptied(folder: Path) -> None:
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    folder.mkdir(parents=True)
+@contextmanager
+def _aside(final: Path) -> Iterator[None]:
+    """Make way for another folder of this name: renamed, and removed when that stands there; else it is put back.
+
+    What has the name is whole at any moment, as it would not be while it is removed.
+    """
+    if not final.exists():
+        yield
+        return
+    aside = final.with_name(f"{_UNFINISHED}{final.name}-replaced")
+    final.rename(aside)
+    try:
+        yield
+    except BaseException:
+        aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _point(link: Path, name: str) -> None:

@@ -130,7 +130,7 @@ class LogConfig:
     """Who hears of a run besides its `log.jsonl` and its `pictures/`.
 
     writers: any of `tensorboard`, `wandb` and `trackio`; the last two are the extra `tracking`.
-    project, name: of the last two; without a name the run's folder has it.
+    project, name: of the last two; without a name the run's folder has it. Trackio's gets an ending of its own.
     offline: wandb writes into the run's folder only, to be sent later by `wandb sync`. Trackio always stays here.
     utilisation: count a sample's FLOPs and time a product of matrices when the run starts, which takes some seconds.
     """

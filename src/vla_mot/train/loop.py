@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from vla_mot.batch import Batch
-from vla_mot.errors import CheckpointError, NonFiniteLossError, TrainingStoppedError
+from vla_mot.errors import CheckpointError, ConfigError, NonFiniteLossError, TrainingStoppedError
 from vla_mot.hub.spec import PolicySpec
 from vla_mot.model.model import VlaMotModel
 from vla_mot.model.objective import joint
@@ -64,6 +64,7 @@ class Trainer:
     stream: this rank's share of every batch. validation: batches that every rank has.
     described: the run's resolved configuration, written into every checkpoint. world: this rank among all.
     origins: the datasets of the mixture, whose losses are told apart. work: what a sample costs; None: not told.
+    Raises ConfigError when the best checkpoint is to be kept, and nothing says which that is.
     """
 
     def __init__(
@@ -79,6 +80,11 @@ class Trainer:
         origins: Sequence[Origin] = (),
         work: Work | None = None,
     ) -> None:
+        if config.keep_best and not validation:
+            raise ConfigError(
+                "train.keep_best=true keeps the checkpoint that validated best, but no sample is held out to validate: "
+                "raise data.validation_fraction until an episode is, or set train.keep_best=false."
+            )
         self.world = world = world or World(device=config.device)
         self.model, self.stream, self.config, self.run_folder = model, stream, config, run
         parallel = config.parallel
@@ -92,12 +98,16 @@ class Trainer:
         self.progress = Progress(0, 0.0)
         self._described = described
         self._learned: Batch | None = None  # the newest batch: what is saved must still make sense of it
-        self._not_finite = NotFinite(config.safety.not_finite, config.safety.skip_steps, config.lr)
+        self._resumed_from: Path | None = None
+        self._not_finite = NotFinite(
+            config.safety.not_finite, config.safety.skip_steps, config.lr, tells=world.is_main
+        )
         self._watchdog = Watchdog(run, config.safety.stuck_seconds, world.rank, world.size)
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from a checkpoint of this run."""
         self.progress = load_checkpoint(checkpoint, self.model, self.average, self.optimizers, self.world)
+        self._resumed_from = checkpoint
 
     def run(self, report: Report = lambda step, numbers: None, stop: Stop = lambda: None) -> Path:
         """Train to the last step; returns the last checkpoint.
@@ -155,8 +165,8 @@ class Trainer:
         self._watchdog.enter(self.progress.step, phase)
 
     def _newest_or_first(self) -> Path:
-        name = f"{self.progress.step:06d}"
-        return self.run_folder / "checkpoints" / name if self.progress.step else self.save()
+        newest = self.run_folder / "checkpoints" / f"{self.progress.step:06d}"
+        return newest if self.progress.step or newest == self._resumed_from else self.save()
 
     # ---- one step ---------------------------------------------------------------------------------------------
 
@@ -191,7 +201,7 @@ class Trainer:
         skipped = self._not_finite.met(
             step,
             what,
-            self.stream.describe(batch),
+            self._described_whole(batch),
             self.progress.skipped,
             newest_checkpoint(self.run_folder),
         )
@@ -203,7 +213,9 @@ class Trainer:
         """Note a spike, and let the loss count towards what is usual."""
         usual, spike = RunningLoss.from_state(self.progress.usual), self.config.safety.spike
         if usual.is_spike(found.loss, spike):
-            log.warning("%s", spike_message(step, found.loss, usual, self.stream.describe(batch)))
+            described = self._described_whole(batch)
+            if self.world.is_main:
+                log.warning("%s", spike_message(step, found.loss, usual, described))
             if written is not None:
                 written.write("spike", step + 1, {"loss": found.loss, "usual": usual.mean})
         self.progress = replace(self.progress, usual=usual.after(found.loss, spike).state())
@@ -220,8 +232,12 @@ class Trainer:
     def _blown_up(self, step: int, batch: Batch, what: str) -> NonFiniteLossError:
         """The error that names the batch of `step`, and how to go on."""
         return self._not_finite.error(
-            step, what, self.stream.describe(batch), newest_checkpoint(self.run_folder)
+            step, what, self._described_whole(batch), newest_checkpoint(self.run_folder)
         )
+
+    def _described_whole(self, batch: Batch) -> str:
+        """Where the samples of all ranks come from, of which `batch` is this one's; all must ask."""
+        return "; ".join(self.world.gather(self.stream.describe(batch)))
 
     # ---- after a step -----------------------------------------------------------------------------------------
 
@@ -264,9 +280,9 @@ class Trainer:
             return self.validator.score(self.model)
 
     def _improved(self, scores: Mapping[str, float]) -> bool:
-        """Whether the validation loss is the lowest so far, and remember it."""
+        """Whether the validation loss is the lowest so far, and remember it. One that is no number never is."""
         loss = joint(scores["action_loss"], scores.get("foresight_loss"), self.config.foresight_weight)
-        if self.progress.best is not None and loss >= self.progress.best:
+        if not math.isfinite(loss) or (self.progress.best is not None and loss >= self.progress.best):
             return False
         self.progress = replace(self.progress, best=loss)
         return True

@@ -79,11 +79,13 @@ class NotFinite:
 
     policy: `stop` the run, or `skip` the step: weights, averages and optimizer stay as they are, the step is counted.
     most: steps that may be skipped in a run, over all its resumptions. lr: the run's, for the advice.
+    tells: whether what is skipped is logged here: all ranks skip the same, one says so.
     """
 
     policy: Literal["stop", "skip"]
     most: int
     lr: float
+    tells: bool = True
 
     def met(self, step: int, what: str, described: str, skipped: int, kept: Path | None) -> int:
         """Deal with one such step; returns how many were skipped, this one included.
@@ -93,14 +95,15 @@ class NotFinite:
         Raises NonFiniteLossError when the step may not be skipped.
         """
         if self.policy == "skip" and skipped < self.most:
-            log.warning(
-                "step %d is left out (%d of at most %d, train.safety.skip_steps): %s. The batch holds %s.",
-                step,
-                skipped + 1,
-                self.most,
-                what,
-                described,
-            )
+            if self.tells:
+                log.warning(
+                    "step %d is left out (%d of at most %d, train.safety.skip_steps): %s. The batch holds %s.",
+                    step,
+                    skipped + 1,
+                    self.most,
+                    what,
+                    described,
+                )
             return skipped + 1
         spent = f", and {skipped} such were left out before (train.safety.skip_steps={self.most})"
         raise self.error(step, what + (spent if self.policy == "skip" else ""), described, kept)

@@ -22,6 +22,12 @@ STUCK_EXIT = 4
 """The exit code of a process that stood still. Of one that was stuck holding the interpreter it is 1: see Watchdog."""
 STUCK_FOLDER = "stuck"
 
+_HINTS: dict[str, str] = {
+    "data": "Where data.prepare=false, a dataset's frame cache is built as a whole when it is first drawn, here or in "
+    "a data worker. If that takes longer, build it before (data.prepare=true), or raise train.safety.stuck_seconds.",
+}
+"""What a phase may do that is slow and not stuck."""
+
 _STDERR = 2  # the descriptor: sys.stderr may belong to a progress bar that the stuck thread has locked
 _LONGEST_TICK = 5.0  # seconds
 
@@ -98,7 +104,8 @@ class Watchdog:
         where = (
             f"{standing}, since {_clock(standing.seconds)}, on {socket.gethostname()}, process {os.getpid()}"
         )
-        report = f"{where}\nIt {why}. Its threads:\n{stacks(besides=threading.get_ident())}"
+        hint = f"{_HINTS[standing.phase]}\n" if standing.phase in _HINTS else ""
+        report = f"{where}\nIt {why}. {hint}Its threads:\n{stacks(besides=threading.get_ident())}"
         _tell(f"\nerror: {report}")
         try:
             self._write(path, report)

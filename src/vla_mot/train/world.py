@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from vla_mot.errors import ConfigError
+from vla_mot.errors import ConfigError, RankLostError
 from vla_mot.train.peers import losses_explained
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class World:
         """Let the main rank act while the others wait; what it met is raised there, and its failure everywhere.
 
         what: "could not …", for the others. Without being told they would wait until their patience ends.
+        Raises RankLostError on them.
         """
         error: BaseException | None = None
         if self.is_main:
@@ -91,7 +92,7 @@ class World:
         if error is not None:
             raise error
         if failed:
-            raise RuntimeError(f"rank 0 could not {what}; its own message says why.")
+            raise RankLostError(f"rank 0 could not {what}; its own message says why.")
 
 
 def launched_ranks() -> int:
@@ -110,6 +111,12 @@ def _told(name: str, alone: int) -> int:
     if not text.isdecimal():
         raise ConfigError(f"the variable {name} must hold a whole number, got {text!r}; torchrun sets it.")
     return int(text)
+
+
+_failed: list[BaseException] = []
+"""What ended a group, kept to the end of the process with all that its frames hold. Freed right after an exchange, a
+gloo group waits, holding the interpreter, for its thread, which waits for the interpreter to let go of that exchange's
+tensors (torch 2.11)."""
 
 
 @contextmanager
@@ -143,6 +150,9 @@ def join(device: str, patience: float | None) -> Iterator[World]:
     try:
         with losses_explained(rank):
             yield world
+    except BaseException as error:
+        _failed.append(error)
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from vla_mot.train.config import LogConfig
 _EXTRAS = {"tensorboard": "lerobot", "wandb": "tracking", "trackio": "tracking"}
 _ID = "wandb_id"
 """In the run's folder: under which name W&B knows the run, so that a resumed one goes on there."""
+_NAME = "trackio_name"
+"""The same for trackio, which knows runs by nothing but the name that is shown."""
 
 
 class Writer(Protocol):
@@ -58,8 +61,8 @@ class TensorBoard:
     def __init__(self, config: LogConfig, run: Path, from_step: int, described: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        first = from_step + 1 if from_step else None
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+        # Also of 0: a run that was killed before its first saved step has told of steps that come again.
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
 
     def numbers(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
@@ -78,7 +81,7 @@ class Wandb:
     def __init__(self, config: LogConfig, run: Path, from_step: int, described: Mapping[str, Any]) -> None:
         self._package: Any = import_module("wandb")
         known = run / _ID
-        resumed = from_step > 0 and known.is_file()
+        resumed = known.is_file()
         try:
             self._run = self._package.init(
                 project=config.project,
@@ -113,11 +116,14 @@ class Trackio:
 
     def __init__(self, config: LogConfig, run: Path, from_step: int, described: Mapping[str, Any]) -> None:
         self._package: Any = import_module("trackio")
+        known = run / _NAME
+        if not (resumed := known.is_file()):  # the runs of a sweep are all called 0, 1, …
+            known.write_text(f"{config.name or run.resolve().name}-{uuid4().hex[:8]}\n")
         self._run = self._package.init(
             project=config.project,
-            name=config.name or run.resolve().name,
+            name=known.read_text().strip(),
             config=dict(described),
-            resume="allow" if from_step else "never",
+            resume="allow" if resumed else "never",
             embed=False,
             auto_log_cpu=False,
             auto_log_gpu=False,
