@@ -106,6 +106,7 @@ def lerobots(program: str) -> type:
         case "lerobot-train":
             from lerobot.configs.train import TrainPipelineConfig as Config
         case "lerobot-rollout":
+            import lerobot.cameras.opencv
             import lerobot.robots.so_follower  # noqa: F401
             from lerobot.rollout.configs import RolloutConfig as Config
     return Config
@@ -128,7 +129,9 @@ def test_a_command_of_lerobot_has_these_options(command, tmp_path, monkeypatch):
     needed, *also = NEEDED[command.program]
     if needed.partition("=")[0] not in command.text:
         given += [needed, *also]
-    draccus.parse(lerobots(command.program), args=given)
+    parsed = draccus.parse(lerobots(command.program), args=given)
+    if "--robot.type" in command.text:
+        assert parsed.robot.cameras, "LeRobot lets an arm without cameras begin, and the policy then refuses"
 
 
 @pytest.mark.parametrize(

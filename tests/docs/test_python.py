@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import itertools
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.docs.pages import Block, all_blocks
 from tests.docs.runs import EXEC, python_of
 from tests.infer.server.aloha import ToyTask, aloha_policy
 from tests.infer.server.serving import serving
-from tests.infer.tiny_policy import SIZE, frames, known_robot, states, tiny_policy
+from tests.infer.tiny_policy import SIZE, conveyor_embodiment, frames, known_robot, states, tiny_policy
 from tests.model.tiny import tiny_model
 from vla_mot.hub.spec import PolicySpec, SamplerConfig
 from vla_mot.infer.policy import Policy
@@ -56,12 +57,14 @@ def test_code_compiles_and_what_it_names_is_there(block):
 
 
 class Countdown:
-    """True a few times."""
+    """True a few times; knows when it was asked."""
 
     def __init__(self, steps: int) -> None:
         self._steps = iter(range(steps))
+        self.asked: list[float] = []
 
     def __bool__(self) -> bool:
+        self.asked.append(time.monotonic())
         return next(self._steps, None) is not None
 
 
@@ -69,13 +72,15 @@ class ToyRobot:
     """What the pages call `robot`: it looks, sees and is commanded."""
 
     def __init__(self) -> None:
-        self._left, self._step = Countdown(7), itertools.count()
+        self.left, self._step = Countdown(7), itertools.count()
         self.commanded: list[Any] = []
+        self.looked: list[float] = []
 
     def running(self) -> bool:
-        return bool(self._left)
+        return bool(self.left)
 
     def look(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        self.looked.append(time.monotonic())
         step = next(self._step)
         return {key: image[0] for key, image in frames(1, step).items()}, states(1, step)[0]
 
@@ -117,6 +122,12 @@ def run(block: Block, port: int | None = None, **names: Any) -> dict[str, Any]:
     return names
 
 
+def assert_paced(times: list[float], steps: int) -> None:
+    """That so many control steps lie between: whoever copies a page's loop gets one that keeps the rate."""
+    assert len(times) == steps + 1
+    assert times[-1] - times[0] > 0.95 * steps / conveyor_embodiment().fps
+
+
 def on(page: str, number: int = 0) -> Block:
     return [block for block in PYTHON if block.page == f"docs/{page}.md"][number]
 
@@ -150,26 +161,30 @@ def test_a_loop_that_waits_and_one_that_does_not(place, monkeypatch, number):
     robot = ToyRobot()
     run(on("deploy", number), robot=robot)
     assert len(robot.commanded) == 7
+    assert_paced(robot.left.asked, 7)
 
 
 def test_a_loop_on_another_machine(port):
     robot = ToyRobot()
     names = run(on("deploy", 2), port, robot=robot)
     assert len(robot.commanded) == 7 and names["driver"].step == 7
+    assert_paced(robot.left.asked, 7)
 
 
 def test_the_loop_of_the_page_on_serving(port):
     robot = ToyRobot()
     run(on("serving"), port, robot=ServedRobot(robot), steps=7, task="pick the red block")
     assert len(robot.commanded) == 7
+    assert_paced(robot.looked, 6)
 
 
 def test_the_loop_of_the_page_on_time(place, monkeypatch):
     monkeypatch.chdir(place)
-    robot = ToyRobot()
+    robot, running = ToyRobot(), Countdown(5)
     images, state = robot.look()
-    run(on("real_time"), robot=robot, images=images, state=state, instruction="go", running=Countdown(5))
+    run(on("real_time"), robot=robot, images=images, state=state, instruction="go", running=running)
     assert len(robot.commanded) == 5
+    assert_paced(running.asked, 5)
 
 
 def test_robotwins_policy_folder(tmp_path):

@@ -1,8 +1,10 @@
 """The loop that never waits: a gate in front of the policy decides when inference ends, and a clock that tests drive
 how long it took."""
 
+import itertools
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from vla_mot.infer.inference import InferenceError, LateInferenceError, Simulate
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.runner import Runner
 from vla_mot.infer.session import Session
+from vla_mot.robots.robot import Robot
 
 TASK = "pick the red block"
 LONG = 20.0  # seconds that no test waits for, unless it hangs
@@ -55,13 +58,20 @@ def step(runner: Runner | Session, t: int) -> Tensor:
 
 
 def drive(runner: Runner, steps: int, delay: int) -> list[Tensor]:
-    """Every prediction takes `delay` steps; the one that is under way at the end may end when it likes."""
+    """Every prediction takes `delay` steps; the one that is under way at the end may end when it likes.
+
+    The caller's memory, and the actions that it got, are spoilt after every step: nobody may read them later.
+    """
     actions, asked = [], 0
     for t in range(steps):
         if runner.inference.busy and t >= asked + delay:
             let_through(runner)
         before = runner.report().asked
-        actions.append(step(runner, t))
+        images, state = {key: image[0] for key, image in frames(1, t).items()}, states(1, t)[0]
+        action = runner.step(images, state, TASK)
+        actions.append(action.clone())
+        for spoilt in (*images.values(), state, action):
+            spoilt.mul_(57)
         asked = t if runner.report().asked > before else asked
     if runner.inference.busy:
         let_through(runner)
@@ -94,12 +104,17 @@ def test_a_step_returns_while_inference_goes_on(gated):
 
 
 def test_late_inference_is_bounded_and_said(gated, caplog):
-    with Runner(gated, max_late=3) as runner:
+    seconds = itertools.count(step=0.1)
+    with Runner(gated, max_late=3, clock=lambda: next(seconds)) as runner:
         step(runner, 0)
         let_through(runner)
         actions = [step(runner, t) for t in range(1, 8)]  # asked again at step 4, and not answered
         assert not caplog.records
-        held = [step(runner, t) for t in range(8, 11)]
+        held = []
+        for t in range(8, 11):
+            action = step(runner, t)
+            held.append(action.clone())
+            action.mul_(57)  # it is the caller's own
         assert [record.getMessage() for record in caplog.records if "0 stale" in record.getMessage()]
         assert len(caplog.records) == 1, "said once"
         assert all(torch.equal(action, actions[-1]) for action in held)
@@ -160,6 +175,53 @@ def test_latency_is_measured_by_the_clock_and_slow_steps_are_counted(gated):
         assert report.latency_ms.p50 == report.latency_ms.largest == pytest.approx(70)
         assert report.slow_steps == 1
         assert report.to_dict()["delay_steps"]["p99"] == 1
+
+
+def test_a_loop_that_does_not_keep_the_rate_is_told_once_an_episode(gated, caplog):
+    now = [0.0]
+
+    def go(runner: Runner, periods: float, steps: int) -> None:
+        for _ in range(steps):
+            now[0] += periods / 10
+            step(runner, 0)
+
+    with Runner(gated, max_late=99, clock=lambda: now[0]) as runner:
+        go(runner, 1, 3)
+        go(runner, 0.1, 9)
+        go(runner, 0.6, 9)
+        assert not caplog.records, "a stumble that is made good"
+        go(runner, 0.1, 10)
+        assert "does not keep the control rate: 10 steps in a row" in caplog.text
+        go(runner, 0.1, 20)
+        assert caplog.text.count("does not keep") == 1
+        assert (runner.report().fast_steps, runner.report().slow_steps) == (39, 0)
+        runner.reset()
+        go(runner, 0.1, 11)
+        assert caplog.text.count("does not keep") == 2 and runner.report().fast_steps == 10
+        gated.gate.release(2)
+
+
+def test_a_robot_without_a_rate_is_not_told_of_any(gated, caplog):
+    body = replace(gated.robot.embodiment, fps=None)
+    spec = replace(gated.spec, robots=(Robot(body, gated.robot.statistics),))
+    with Runner(Policy(gated.model, spec), max_late=99) as runner:
+        for _ in range(12):
+            step(runner, 0)
+    assert not caplog.records and runner.report().fast_steps == 0
+
+
+@pytest.mark.parametrize("action_mode", ["delta", "abs"])
+def test_a_state_that_is_not_finite_moves_nothing(action_mode):
+    images = {key: image[0] for key, image in frames(1).items()}
+    nowhere = torch.full((4,), torch.nan)
+    with Runner(tiny_policy(action_mode=action_mode)) as runner:
+        with pytest.raises(ConfigError, match=r"held still at .*nan.*not finite"):
+            runner.step(images, nowhere, TASK)
+        runner.inference.wait(LONG)
+        with pytest.raises(InferenceError, match=r"the state must be finite, got .*nan"):
+            runner.step(images, states(1)[0], TASK)
+        with pytest.raises(InferenceError, match="the state must be finite"):
+            runner.warm_up(images, nowhere, TASK)
 
 
 def test_another_episode_drops_what_was_under_way(gated):
@@ -253,6 +315,30 @@ def test_preparations_do_not_pile_up_behind_a_slow_prediction(gated):
     inference.wait(LONG)
     inference.close()
     assert done == [0, 1]
+
+
+@pytest.mark.parametrize("rows", [[1, 0], [1]])
+def test_robots_that_are_kept_while_a_question_waits_are_answered_by_their_own_latents(rows):
+    said = []
+    for remembers in (False, True):
+        policy, go_on = tiny_policy(), threading.Event()
+        inference = BackgroundInference(policy)
+        session = Session(policy, [5, 6], inference=inference, remember_latents=remembers)
+        for t in range(4):
+            if t == 3:
+                inference.prepare(lambda policy, go_on=go_on: go_on.wait(LONG))  # and the question behind it
+            session.act(frames(2, t), states(2, t), TASK)
+            if t < 3:
+                inference.wait(LONG)
+        assert inference.busy
+        session.keep(rows)
+        go_on.set()
+        inference.wait(LONG)
+        pictures = {key: image[rows] for key, image in frames(2, 4).items()}
+        said.append(session.act(pictures, states(2, 4)[rows], TASK))
+        assert session.timing.report().used == 2
+        inference.close()
+    torch.testing.assert_close(said[1], said[0], atol=1e-5, rtol=0)
 
 
 def test_what_cannot_be_prepared_is_said_once(caplog):

@@ -1,5 +1,6 @@
 """What `save_pretrained` writes opens again as it was, whatever dtype it was opened in and wherever it is written."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.hub import native
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.files import write_json
-from vla_mot.hub.manifest import write_manifest
+from vla_mot.hub.manifest import compare, write_manifest
 from vla_mot.hub.native import save_policy
-from vla_mot.hub.remote import missing_files
+from vla_mot.hub.remote import OWN_FILES, missing_files
 from vla_mot.hub.tensors import Weights, write_weights
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.verify import verify
@@ -107,6 +108,23 @@ def test_nothing_of_an_older_checkpoint_is_adopted_and_nothing_else_is_touched(t
     )
     assert Policy.from_pretrained(folder).spec.released is None
     assert next(verify(open_checkpoint(folder))).passed
+
+
+def test_what_the_hub_does_not_bring_is_not_in_the_manifest(saved, tmp_path):
+    """A repository's licence and films are nobody's business: whoever fetches the policy gets neither."""
+    for name in ("LICENSE", "media/demo.mp4", "media/films.json"):
+        (saved / name).parent.mkdir(exist_ok=True)
+        (saved / name).write_text("{}")
+    shifted(Policy.from_pretrained(saved)).save_pretrained(saved)
+    assert compare(saved) == []
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    for file in (file for pattern in OWN_FILES for file in saved.glob(pattern)):
+        shutil.copy(file, fetched)
+    assert compare(fetched) == []
+    (fetched / "more.json").write_text("{}")
+    (fetched / "stats.json").unlink()
+    assert compare(fetched) == ["stats.json is missing", "more.json is not in the manifest"]
 
 
 def test_a_policy_may_be_saved_where_it_was_opened(saved):

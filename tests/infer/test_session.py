@@ -270,16 +270,55 @@ def test_robots_in_another_order_do_not_get_each_others_understanding():
     assert slow.engine.understanding_age == 0
 
 
-def test_latents_that_were_encoded_for_other_rows_are_not_remembered():
-    latents = FrameLatents()
+def test_latents_that_were_encoded_for_other_rows_are_not_remembered(policy):
+    """A question under way goes on with the robots that it is of."""
+    latents, own = FrameLatents(), {key: value[1:] for key, value in frames(2).items()}
+    before = latents.of(policy, 0, frames(2))
+    kept = latents.kept(torch.tensor([1]))
+    assert latents.of(policy, 0, frames(2)) is before
+    assert torch.equal(kept.of(policy, 0, own), before[1:])
+    latents.of(policy, 1, frames(2))
+    assert len(kept.of(policy, 1, own)) == 1
 
-    class Kept(Policy):
-        """A policy during whose encoding the robots change."""
 
-        def encode(self, images: Mapping[str, Tensor]) -> Tensor:
-            latents.keep(torch.tensor([1]))
-            return super().encode(images)
-
+@pytest.mark.parametrize("delay", [0, 3])
+def test_actions_are_the_callers_own(delay):
+    """Whoever scales them in place changes no later one, not even where the last one is commanded again."""
     policy = tiny_policy()
-    latents.of(Kept(policy.model, policy.spec), 0, frames(2))
-    assert len(latents.of(policy, 0, {key: value[1:] for key, value in frames(2).items()})) == 1
+    plain, scaled = (Session(policy, [0], inference=SimulatedInference(policy, delay)) for _ in range(2))
+    for step in range(10):
+        expected, action = (s.act(frames(1, step), states(1, step), TASKS[0]) for s in (plain, scaled))
+        assert torch.equal(action, expected)
+        action.mul_(57)
+    assert plain.timing.report().starved > 0 or delay == 0
+
+
+@pytest.mark.parametrize("action_mode", ["delta", "abs"])
+def test_a_state_that_is_not_finite_is_refused(action_mode):
+    policy = tiny_policy(action_mode=action_mode)
+    state = states(1)
+    state[0, 3] = torch.nan
+    with pytest.raises(ConfigError, match=r"the state must be finite, got .*nan"):
+        Session(policy, [0]).act(frames(1), state, TASKS[0])
+    late = Session(policy, [0], inference=SimulatedInference(policy, 4))
+    state = states(1)
+    with pytest.raises(ConfigError, match="the state must be finite"):
+        late.act(frames(1), state * torch.nan, TASKS[0])
+    late.act(frames(1), state, TASKS[0])
+    with pytest.raises(ConfigError, match=r"held still at .*nan"):
+        late.act(frames(1), state * torch.nan, TASKS[0])
+
+
+def test_actions_that_are_not_finite_are_refused():
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.model.action.out_proj.weight[0, 0] = torch.inf
+    with pytest.raises(ConfigError, match="actions are not finite, though the state is"):
+        Session(policy, [0]).act(frames(1), states(1), TASKS[0])
+
+
+def test_pictures_of_another_range_are_refused(policy):
+    floats = {key: image.float() for key, image in frames(1).items()}
+    with pytest.raises(ConfigError, match=rf"{HEAD}: pictures are uint8, .* got torch.float32 in \[0, 255\]"):
+        Session(policy, [0]).act(floats, states(1), TASKS[0])
+    Session(policy, [0]).act({key: image / 255 for key, image in floats.items()}, states(1), TASKS[0])

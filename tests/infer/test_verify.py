@@ -10,6 +10,7 @@ import torch
 from tests.infer.tiny_policy import tiny_policy
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.manifest import write_manifest
+from vla_mot.infer.golden import record_golden
 from vla_mot.infer.policy import Policy
 from vla_mot.infer.verify import Check, verify
 
@@ -31,6 +32,24 @@ def without_manifest(folder: Path) -> None:
 def without_golden(folder: Path) -> None:
     (folder / "golden.safetensors").unlink()
     write_manifest(folder)
+
+
+def test_a_golden_answer_is_given_in_full_precision(policy):
+    """Whoever saves may have TensorFloat-32 on, as lerobot-train does; whoever verifies has not."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before, seen = [backend.allow_tf32 for backend in backends], set()
+    hook = policy.model.action.out_proj.register_forward_hook(
+        lambda *_: seen.update(backend.allow_tf32 for backend in backends)
+    )
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        record_golden(policy)
+        assert seen == {False} and all(backend.allow_tf32 for backend in backends)
+    finally:
+        hook.remove()
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def manifest_as_folder(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 import random
+import socket as sockets
 import ssl
+import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +25,8 @@ _LARGEST_REPLY = 64 * 2**20  # bytes
 
 
 class Client:
-    """Talks to a server; connects when it is first needed, and again when the connection was lost.
+    """Talks to a server; connects when it is first needed, and again when the connection was lost. It connects
+    directly: proxies that the environment names are left alone.
 
     host, port: of the server. token: its token. tls: True for wss:// with this machine's certificates, a PEM file
     with those to trust, or a context. timeout: seconds to send a request and wait for its reply. patience: seconds to
@@ -130,8 +133,14 @@ class Client:
 
     def _send(self, socket: ClientConnection, packed: bytes) -> None:
         """Send, or end the connection where the link takes nothing for `timeout`: TCP itself waits for minutes."""
-        socket.socket.settimeout(self.timeout)
-        socket.send(packed)
+        # No timeout of the socket: websockets before 17 reads with it too, and takes a long silence for the end.
+        watch = threading.Timer(self.timeout, _cut, [socket.socket])
+        watch.daemon = True
+        watch.start()
+        try:
+            socket.send(packed)
+        finally:
+            watch.cancel()
 
     def _read(self, reply: str | bytes) -> dict[str, Any]:
         if isinstance(reply, str):
@@ -169,6 +178,7 @@ class Client:
                 self.address,
                 ssl=self._tls,
                 additional_headers=self._headers,
+                proxy=None,
                 compression=None,
                 max_size=_LARGEST_REPLY,
                 open_timeout=min(10.0, self.timeout),
@@ -185,6 +195,12 @@ class Client:
 
 class _HungUpError(ConnectionLostError):
     """The connection ended under a request, which another connection may still answer."""
+
+
+def _cut(link: sockets.socket) -> None:
+    """End a connection under whoever is sending on it."""
+    with suppress(OSError):  # it has ended
+        link.shutdown(sockets.SHUT_RDWR)
 
 
 def _message_bytes(metadata: Mapping[str, Any]) -> int | None:

@@ -9,8 +9,10 @@ and the answers: actions `(L, D)` in physical units (normalized `(L, A)` without
 foresight `(V, C, h', w')`, float32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +63,13 @@ def replay_golden(policy: Policy, golden: Mapping[str, Tensor]) -> list[Deviatio
         raise CheckpointError(
             f"the golden observation does not fit the policy: {', '.join(odd[:6])}; save it again."
         )
+    for name in robots:
+        told = golden[f"{name}:instruction"]
+        if told.dtype != torch.uint8 or told.dim() != 1:
+            raise CheckpointError(
+                f"the golden observation's {name}:instruction must be bytes, (N,) uint8; got {tuple(told.shape)} "
+                f"{told.dtype}; save it again."
+            )
     found = []
     for name, bound in robots.items():
         answered = _answer(bound, {part: golden[f"{name}:{part}"] for part in _GIVEN})
@@ -99,7 +108,22 @@ def _random(stream: int, *shape: int) -> Tensor:
     return keyed_normal(0, stream, _STREAM, torch.zeros(1, dtype=torch.int64), shape)[0]
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TensorFloat-32 on a GPU: who saves a checkpoint (lerobot-train, say) may have it on, who verifies not."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 @torch.no_grad()
+@_full_precision()
 def _answer(policy: Policy, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Actions `(L, D)` and, of a model that foresees, foresight `(V, C, h, w)` of one sample, float32 on the CPU."""
     device, instruction = policy.device, bytes(given["instruction"].tolist()).decode()

@@ -36,7 +36,7 @@ class Holding:
         """The action `(B, D)` to command: the given one, or one that holds still.
 
         Raises LateInferenceError after `max_late` steps without an action, ConfigError where nobody knows how this
-        robot holds still.
+        robot holds still, or the state at which it is to is not finite.
         """
         if action is not None:
             self._last, self._late = action, 0
@@ -52,7 +52,13 @@ class Holding:
 
     def still(self, state: Tensor) -> Tensor:
         """What is commanded before the first action, `(B, D)`."""
-        return state[..., self._dimensions].float() if self._hold is None else self._hold(state)
+        action = state[..., self._dimensions].float() if self._hold is None else self._hold(state)
+        if not bool(torch.isfinite(action).all()):
+            raise ConfigError(
+                f"the robot would be held still at {action.tolist()}, which is not finite; its state is "
+                f"{state.tolist()}."
+            )
+        return action
 
     def require(self) -> None:
         """Raise ConfigError where nobody knows how this robot holds still."""

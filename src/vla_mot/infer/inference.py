@@ -7,12 +7,16 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from vla_mot.batch import ActionChunk
+from vla_mot.errors import ConfigError
 from vla_mot.infer.chunks import Bend
 from vla_mot.infer.policy import Policy
 from vla_mot.options import at_least
+
+_OVERSHOOT = 0.5  # by which a picture that was interpolated may leave [0, 1]
 
 
 class LateInferenceError(RuntimeError):
@@ -41,12 +45,35 @@ class Question:
     latents: Callable[[Policy], Tensor] | None = None
 
     def put(self, policy: Policy) -> ActionChunk:
-        """Ask, and wait for the chunk."""
+        """Ask, and wait for the chunk.
+
+        Raises ConfigError where an action would not be finite, or a picture is not in the range of its dtype.
+        """
         noise = self.noise.to(policy.device, non_blocking=True)
         guide = None if self.bend is None else self.bend(noise)
         latents = None if self.latents is None else self.latents(policy)
         told = (self.images, self.state, self.instructions, noise)
-        return policy.predict(*told, guide, session=self.session, latents=latents)
+        chunk = policy.predict(*told, guide, session=self.session, latents=latents)
+        self._require_sense(chunk)
+        return chunk
+
+    def _require_sense(self, chunk: ActionChunk) -> None:
+        """What is asked and answered is looked at afterwards, so that the device is waited for once."""
+        if not bool(torch.isfinite(chunk.actions).all()):
+            if not bool(torch.isfinite(self.state).all()):
+                raise ConfigError(f"the state must be finite, got {self.state.tolist()}.")
+            raise ConfigError(
+                "the policy's actions are not finite, though the state is: its weights, its statistics or a picture "
+                "are not; `vla-mot verify checkpoint=…` looks at the former."
+            )
+        for camera, picture in self.images.items():
+            if picture.is_floating_point():
+                low, high = (float(end) for end in picture.aminmax())
+                if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+                    raise ConfigError(
+                        f"{camera}: pictures are uint8, or float in [0, 1]; got {picture.dtype} in "
+                        f"[{low:g}, {high:g}]: divide by 255, or hand in the bytes."
+                    )
 
     def look(self, policy: Policy) -> None:
         """Understand what was seen for the session's later questions, see `Policy.look`."""

@@ -20,18 +20,16 @@ class FrameLatents:
 
     def __init__(self) -> None:
         self._known: dict[int, Tensor] = {}
-        self._rows = 0  # how often the rows changed
         self._lock = threading.Lock()
 
     def of(self, policy: Policy, step: int, images: Mapping[str, Tensor]) -> Tensor:
         """Those of the frames `(B, 3, h, w)` of a step: remembered, or encoded now."""
         with self._lock:
-            known, rows = self._known.get(step), self._rows
+            known = self._known.get(step)
         if known is None:
             known = policy.encode(images)
             with self._lock:
-                if rows == self._rows:
-                    self._known[step] = known
+                self._known[step] = known
         return known
 
     def forget(self, before: int) -> None:
@@ -40,11 +38,12 @@ class FrameLatents:
             for step in [step for step in self._known if step < before]:
                 del self._known[step]
 
-    def keep(self, index: Tensor) -> None:
-        """Go on with only these rows."""
+    def kept(self, index: Tensor) -> "FrameLatents":
+        """The same of only these rows. This one stays as it is: a question under way asks it for the rows it has."""
+        found = FrameLatents()
         with self._lock:
-            self._rows += 1
-            self._known = {step: known[index.to(known.device)] for step, known in self._known.items()}
+            found._known = {step: known[index.to(known.device)] for step, known in self._known.items()}
+        return found
 
     def pair(self, policy: Policy, past: Frame, present: Frame) -> Tensor:
         """`(B, V, 2, C, h, w)` of history and present."""

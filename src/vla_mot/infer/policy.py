@@ -279,7 +279,12 @@ class Policy:
 
 def _remembered(tokenize: Tokenize) -> Tokenize:
     """The same, which reads an instruction once as long as it stands."""
-    known = lru_cache(maxsize=_INSTRUCTIONS)(tokenize)
+
+    @lru_cache(maxsize=_INSTRUCTIONS)
+    def known(instructions: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False):  # who trains later with the same words needs ordinary tensors
+            return tokenize(instructions)
+
     return lambda instructions: known(tuple(instructions))
 
 

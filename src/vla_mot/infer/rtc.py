@@ -82,7 +82,7 @@ class RealTimeChunks(Chunks):
         """See `Chunks.continuation`."""
         if self._newest is None:
             return None
-        left_over = self._newest.rest(step)
+        left_over, state = self._newest.rest(step), state.clone()  # the caller may fill the same memory again
         return lambda noise: continue_chunk(self._config, left_over, delay, state, noise, processor)
 
 

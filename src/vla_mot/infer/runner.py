@@ -29,6 +29,8 @@ from vla_mot.infer.timing import TimingReport
 log = logging.getLogger(__name__)
 
 _LATE = 1.5  # control periods between two steps, from which on the loop itself is late
+_EARLY = 0.5  # and below which it is early
+_HASTY = 10  # early steps in a row; a stumble is made good in fewer
 
 
 class Runner:
@@ -65,7 +67,8 @@ class Runner:
         self.inference = BackgroundInference(policy, clock=clock, first_delay=first_delay)
         self._seeds = list(seeds)
         self._last: float | None = None
-        self._closed = self._is_late = False
+        self._early = 0  # steps in a row
+        self._closed = self._is_late = self._is_hasty = False
         self._session = self._begin()
 
     def __enter__(self) -> Self:
@@ -81,10 +84,7 @@ class Runner:
         """
         if self._closed:
             raise RuntimeError("the runner is closed; make a new one.")
-        now = self._clock()
-        if self._last is not None and self._fps is not None and (now - self._last) * self._fps > _LATE:
-            self._session.timing.slow_steps += 1
-        self._last = now
+        self._look_at_the_clock()
         action = self._session.act(images, state, instruction)
         self._say_late()
         return action.cpu()
@@ -105,7 +105,8 @@ class Runner:
         """Begin another episode, with other seeds if given. What was under way for the last one is dropped."""
         self.inference.forget()
         self._seeds = self._seeds if seeds is None else list(seeds)
-        self._last, self._is_late = None, False
+        self._last, self._early = None, 0
+        self._is_late = self._is_hasty = False
         self._session = self._begin()
 
     def report(self) -> TimingReport:
@@ -116,6 +117,25 @@ class Runner:
         """Stop, when the prediction under way has ended. Twice is once."""
         self._closed = True
         self.inference.close()
+
+    def _look_at_the_clock(self) -> None:
+        """Count steps that begin late or early, and log, once in an episode, that the loop does not keep the rate."""
+        last, self._last = self._last, self._clock()
+        if last is None or self._fps is None:
+            return
+        periods = (self._last - last) * self._fps
+        self._session.timing.slow_steps += periods > _LATE
+        self._session.timing.fast_steps += periods < _EARLY
+        self._early = self._early + 1 if periods < _EARLY else 0
+        if self._early < _HASTY or self._is_hasty:
+            return
+        self._is_hasty = True
+        log.warning(
+            "the loop does not keep the control rate: %d steps in a row came less than half a period of 1/%g s apart, "
+            "and actions are played too fast; let the loop wait out each period; report() goes on counting",
+            self._early,
+            self._fps,
+        )
 
     def _say_late(self) -> None:
         """Log, once in an episode, that inference does not keep up."""

@@ -77,6 +77,7 @@ class Session:
 
         images: image feature → `(B, 3, h, w)` uint8 or float in [0, 1]; also `(3, h, w)` for one robot.
         state: `(B, S)` or `(S,)` in physical units. instruction: one string, or B.
+        Raises ConfigError for what does not fit, and where the actions would not be finite.
         """
         single = state.dim() == 1
         images, state, instructions = batched(images, state, instruction)
@@ -90,7 +91,7 @@ class Session:
         action = self._chunks.action(self._frames.step)
         self.timing.stepped(has_action=action is not None)
         action = self._holding.next(action, state)
-        return action[0] if single else action
+        return (action[0] if single else action).clone()  # the caller's own: chunks are read again
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with only these robots, in this order; what they have seen and still have to do stays theirs."""
@@ -99,7 +100,7 @@ class Session:
         self._frames.keep(rows)
         self._key = object()  # what was understood belongs to other rows
         if self._latents is not None:
-            self._latents.keep(index)
+            self._latents = self._latents.kept(index)
         self._chunks.keep(rows)
         self._holding.keep(rows)
         if self._inference.busy:

@@ -34,7 +34,8 @@ class TimingReport:
     steps: control steps. asked: questions. used: chunks that arrived in time for at least one action.
     stale: chunks that were dropped, because all of their actions were past.
     waiting: steps before the first action. starved: later steps without an action; longest_starvation: in a row.
-    slow_steps: steps that the loop itself began more than half a control period late (a runner's only).
+    slow_steps, fast_steps: steps that the loop itself began more than half a control period late, or early (a runner's
+        only).
     oldest_understanding: calls for which the understanding behind a chunk was not renewed, at most.
     delay_steps: control steps from question to answer. latency_ms: of the predictions themselves.
     """
@@ -47,6 +48,7 @@ class TimingReport:
     starved: int
     longest_starvation: int
     slow_steps: int
+    fast_steps: int
     oldest_understanding: int
     delay_steps: Spread
     latency_ms: Spread
@@ -60,7 +62,8 @@ class Timing:
     """Counts; `report` says what it counted."""
 
     def __init__(self) -> None:
-        self.asked = self.used = self.stale = self.starved = self.slow_steps = self.oldest_understanding = 0
+        self.asked = self.used = self.stale = self.starved = self.oldest_understanding = 0
+        self.slow_steps = self.fast_steps = 0
         self._steps = self._waiting = self._row = self._longest = 0
         self._delays: deque[float] = deque(maxlen=_REMEMBERED)
         self._latencies: deque[float] = deque(maxlen=_REMEMBERED)
@@ -93,6 +96,7 @@ class Timing:
             starved=self.starved,
             longest_starvation=self._longest,
             slow_steps=self.slow_steps,
+            fast_steps=self.fast_steps,
             oldest_understanding=self.oldest_understanding,
             delay_steps=Spread.of(list(self._delays)),
             latency_ms=Spread.of(list(self._latencies)),

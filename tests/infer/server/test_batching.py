@@ -18,6 +18,9 @@ from vla_mot.infer.engine import EngineConfig
 from vla_mot.infer.policy import Policy
 from vla_mot_client import Client, ServerError
 
+WIDE = {key: np.full((48, 64, 3), 9, np.uint8) for key in (HEAD, GRIPPER)}
+"""Pictures that are not of the model's own size."""
+
 
 class Slow(Policy):
     """Takes its time, remembers the size of its batches, and fails where it is told to."""
@@ -220,7 +223,7 @@ def test_behind_an_engine_batches_have_few_sizes():
     policy = Slow(engine=EngineConfig("static"))
     asked = [observation(row, step=row) for row in range(3)]
     with serving(policy, max_batch=4, warm_up=True, instructions=("a", "a longer one")) as running:
-        assert policy.batches == [1, 2, 4] * 2
+        assert policy.batches == [1, 2, 4] * 4  # two instructions, pictures as bytes and as floats
         policy.batches.clear()
         found = held_together(running, policy, asked)
     assert policy.batches == [1, 4]
@@ -229,3 +232,14 @@ def test_behind_an_engine_batches_have_few_sizes():
         for place, (content, reply) in enumerate(zip(asked, found, strict=True)):
             eager = one(running.port, content, place)
             assert np.allclose(reply["actions"], eager["actions"], atol=1e-4)
+
+
+def test_pictures_of_any_size_find_the_engine_warm():
+    policy = Slow(engine=EngineConfig("static"))
+    warm = {"warm_up": True, "remember_latents": True, "instructions": (TASK,)}
+    with serving(policy, max_batch=2, **warm) as running:
+        made = len(policy.engine._forms), len(policy.engine._encoders)
+        for pictures in ({}, WIDE, {HEAD: WIDE[HEAD]}):
+            reply = one(running.port, observation(step=0) | pictures | {"step": 0}, 0)
+            assert reply["actions"].shape == (4, 3)
+        assert (len(policy.engine._forms), len(policy.engine._encoders)) == made

@@ -139,6 +139,24 @@ def test_a_link_that_takes_nothing_is_given_up_in_time():
         stalled.result().close()
 
 
+def test_sending_leaves_the_timeout_of_the_socket_alone(server):
+    """Websockets before 17 reads with it, so that a silence as long ended the connection."""
+    with Client(port=server.port, timeout=5) as client:
+        client.reset(seed=1)
+        client.infer(observation())
+        assert client._socket.socket.gettimeout() is None
+
+
+def test_it_connects_directly(server, monkeypatch):
+    """Whatever proxy the environment names for everything else."""
+    for name in ("ws_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Client(port=server.port, patience=0) as client:
+        assert client.infer(observation())["actions"].shape == (4, 3)
+
+
 def greet_and_never_read(listening: socket_module.socket) -> socket_module.socket:
     """A handshake and empty metadata, then nothing."""
     link, _ = listening.accept()

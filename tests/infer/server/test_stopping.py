@@ -8,14 +8,18 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from torch import Tensor
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.infer.server.serving import observation, serving
 from tests.infer.server.test_batching import Slow, metric, one, wait_until
 from tests.infer.server.test_server import page
+from vla_mot.batch import ActionChunk
+from vla_mot.errors import ConfigError
 from vla_mot.infer.server.config import ServerConfig
 from vla_mot.infer.server.server import PolicyServer
 from vla_mot.infer.server.wire import decode, encode
@@ -85,6 +89,25 @@ def test_an_end_during_the_warm_up_waits_for_nothing():
         asyncio.run(run())
     finally:
         policy.go_on.set()
+
+
+def test_a_policy_without_finite_actions_is_refused_before_anybody_connects():
+    server = PolicyServer(ServerConfig(port=0, instructions=("poison",)))
+    policies = {"conveyor": Slow(poison="nan")}
+    with pytest.raises(ConfigError, match=r"warm-up .* got no actions: .*not finite"):
+        asyncio.run(server.run(policies, lambda address: pytest.fail(address)))
+    assert not server.busy and server._service.stopping
+
+
+def test_a_warm_up_that_fails_otherwise_is_not_said_to_be_the_address():
+    class Full(Slow):
+        def predict(self, *others: Any, **options: Any) -> ActionChunk:
+            raise OSError("no space left on device")
+
+    server = PolicyServer(ServerConfig(port=0))
+    with pytest.raises(OSError, match="no space left"):
+        asyncio.run(server.run({"conveyor": Full()}, lambda address: pytest.fail(address)))
+    assert server._service.stopping
 
 
 STUCK = """
@@ -161,3 +184,31 @@ def test_an_end_does_not_wait_for_ever():
             socket.recv(timeout=5)
         assert time.monotonic() - begun < 4
         policy.go_on.set()
+
+
+def test_of_a_batch_that_is_tried_one_by_one_everybody_is_told_of_the_end():
+    """Also those whose turn had not come."""
+
+    class Alone(Slow):
+        """Fails on two at once, and takes its time with one."""
+
+        def predict(self, images: Any, state: Tensor, *others: Any, **options: Any) -> ActionChunk:
+            if len(state) > 1:
+                raise RuntimeError("one of them is at fault")
+            return super().predict(images, state, *others, **options)
+
+    policy = Alone()
+    policy.go_on.clear()
+    with (
+        serving(policy, drain_seconds=0.2, batch_window_ms=5000) as running,
+        ThreadPoolExecutor(2) as threads,
+        Client(port=running.port, patience=0) as one,
+        Client(port=running.port, patience=0) as other,
+    ):
+        asked = [threads.submit(client.infer, observation()) for client in (one, other)]
+        assert policy.entered.wait(10)
+        running.stop()
+        try:
+            assert [str(told.exception(10)) for told in asked] == ["stopping: the server ends."] * 2
+        finally:
+            policy.go_on.set()

@@ -201,7 +201,12 @@ class Batcher:
         """Something failed: whose fault it was shows alone, and the neighbours get their answers."""
         if len(batch) > 1:
             _log.warning("a batch of %d failed (%s); its requests are tried one by one", len(batch), error)
-            return any([await self._answer([item]) for item in batch])
+            try:
+                return any([await self._answer([item]) for item in batch])
+            except asyncio.CancelledError:  # those whose turn had not come
+                for item in batch:
+                    item.fail(_stopping())
+                raise
         if not isinstance(error, RequestError):
             _log.error("inference failed", exc_info=error)
             error = RequestError("failed", "the policy failed; the server's log says why.")

@@ -4,6 +4,7 @@ Legend: `B` requests, `h`/`w` a camera's own pixels, `S` state dims, `L` chunk s
 dims, `R` steps left over.
 """
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -103,16 +104,19 @@ class Predictor:
     def warm_up(self) -> None:
         """Predict once for every robot, from black pictures, so that the first client does not wait for it.
 
-        Behind an engine: for every size of a batch, since each has programs of its own.
+        Behind an engine: for every size of a batch, and for bytes and floats (see `_picture`), since each has programs
+        of its own.
         """
         for name, policy in self._policies.items():
-            sizes = (1,) if policy.engine is None else self._config.batch_sizes
-            for instruction in self._config.instructions or ("wait",):
-                black = _black(name, policy.robot.embodiment, policy.spec.model.view_size, instruction)
-                for size in sizes:
-                    self.predict([black] * size)
-                    if self._config.remember_latents:
-                        self.predict([replace(black, known=Known(FrameLatents(), 0, 1))] * size)
+            (height, width), engine = policy.spec.model.view_size, policy.engine is not None
+            pictures = ((height, width), (2 * height, 2 * width)) if engine else ((height, width),)
+            sizes = self._config.batch_sizes if engine else (1,)
+            told = self._config.instructions or ("wait",)
+            for instruction, pixels, size in itertools.product(told, pictures, sizes):
+                black = _black(name, policy.robot.embodiment, pixels, instruction)
+                self.predict([black] * size)
+                if self._config.remember_latents:
+                    self.predict([replace(black, known=Known(FrameLatents(), 0, 1))] * size)
 
     def _filled(self, policy: Policy, rows: Sequence[Row]) -> list[Row]:
         """The rows, and the last one again up to a size that an engine has programs for."""

@@ -55,7 +55,8 @@ class PolicyServer:
         Requests that came are answered first (for at most `drain_seconds`), then clients are closed with code 1001.
         Returns whether all were answered. What the worker thread is at then goes on (`busy`), and Python's own exit
         would wait for it. An end during the warm-up does not wait for that either.
-        Raises ConfigError for an address that cannot be listened on, or without any policy.
+        Raises ConfigError for an address that cannot be listened on, without any policy, or for one whose actions are
+        not finite.
         """
         if signals:
             self._watch_signals()
@@ -64,10 +65,9 @@ class PolicyServer:
             if not await self._warmed_up():
                 return await self._service.stop()
             server = await self._listen()
-        except OSError as error:
+        except Exception:
             await self._service.stop()
-            where = f"host={self.config.host} port={self.config.port}"
-            raise ConfigError(f"{where}: cannot listen there: {error}.") from error
+            raise
         try:
             on_ready(self._address(server.sockets[0].getsockname()[1]))
             await self._stop.wait()
@@ -95,11 +95,23 @@ class PolicyServer:
                 return False
             warming.result()
             return True
+        except RequestError as error:
+            raise ConfigError(
+                f"the warm-up (warm_up=true) got no actions: {error} `vla-mot verify checkpoint=…` looks at weights "
+                "and statistics."
+            ) from error
         finally:
             warming.cancel()
             stopping.cancel()
 
     async def _listen(self) -> Server:
+        try:
+            return await self._serve()
+        except OSError as error:
+            where = f"host={self.config.host} port={self.config.port}"
+            raise ConfigError(f"{where}: cannot listen there: {error}.") from error
+
+    async def _serve(self) -> Server:
         return await serve(
             self._talk,
             self.config.host,
