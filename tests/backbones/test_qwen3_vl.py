@@ -199,8 +199,8 @@ def test_deepstack_trains_the_features_that_a_later_layer_reads() -> None:
     assert trained(deepstack=True) == [True, False]  # two text layers: nothing reads what follows the second
 
 
-@pytest.mark.parametrize("layers", [(), (0, 1, 1)])
-def test_deepstack_without_layers_or_with_more_than_the_text_has_is_refused(layers: tuple) -> None:
+@pytest.mark.parametrize("layers", [(), (0, 1, 1), (2,), (-1,), (0, 0)])
+def test_deepstack_without_layers_or_with_other_than_there_are_is_refused(layers: tuple) -> None:
     vision = replace(expert().config.vision, deepstack_layers=layers)
     with pytest.raises(ConfigError, match=r"backbone.deepstack needs 1 … 2 \(num_layers\)"):
         replace(expert().config, vision=vision, deepstack=True)

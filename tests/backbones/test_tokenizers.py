@@ -69,9 +69,24 @@ def test_a_missing_folder_and_one_without_a_tokenizer_are_named(tmp_path: Path) 
         make_tokenizer(str(tmp_path / "nowhere"))
     (tmp_path / "readme.md").write_text("nothing here")
     with pytest.raises(
-        ConfigError, match=r"finds no tokenizer in .*holds readme\.md, and needs tokenizer\.json"
+        ConfigError, match=r"opens no tokenizer in .*holds readme\.md, and needs tokenizer\.json"
     ):
         make_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["of a later library", "cut short"])
+def test_a_tokenizer_file_that_cannot_be_read_is_named(folder: Path, damage: str) -> None:
+    file = folder / "tokenizer.json"
+    text = file.read_text()
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {}})
+    )
+    if damage == "cut short":
+        file.write_text(text[: len(text) // 2])
+    else:
+        file.write_text(json.dumps(json.loads(text) | {"model": {"type": "Nonsense"}}))
+    with pytest.raises(ConfigError, match=r"opens no tokenizer in .*my words.*holds .*tokenizer\.json"):
+        make_tokenizer(str(folder))
 
 
 def test_code_in_a_folder_is_not_run(folder: Path) -> None:

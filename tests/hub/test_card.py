@@ -104,6 +104,18 @@ def test_the_example_names_things_that_exist():
 
 
 @pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ((), '"org/policy")'),
+        ((replace(ROBOT, name="aloha"),), '"org/policy", embodiment="conveyor")'),
+        ((replace(ROBOT, action_mode="abs"),), '"org/policy", embodiment="conveyor", action_mode="delta")'),
+    ],
+)
+def test_the_example_chooses_one_of_several_robots(others, said):
+    assert f"Policy.from_pretrained({said}" in model_card(replace(LEAST, robots=(ROBOT, *others)))
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"license": "Apache 2.0"}, "got 'Apache 2.0'. Did you mean 'apache-2.0'?"),

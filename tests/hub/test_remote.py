@@ -123,7 +123,8 @@ def test_what_a_policy_needs_is_fetched_and_then_found_offline(hub, client):
 def test_a_policys_tokenizer_is_the_one_folder_that_is_fetched(hub, client, tmp_path):
     own = {"tokenizer/tokenizer.json": b"{}", "tokenizer/merges.txt": b"a b"}
     others = ("t", "tok", "tokens", "tokenizers", "tools", "runs", "tokenizer/more", "a/tokenizer")
-    hub.commit(NAME, POLICY | own | {f"{folder}/config.json": b"{}" for folder in others})
+    pickle = {"tokenizer/evil.pkl": b"\x80\x02."}
+    hub.commit(NAME, POLICY | own | pickle | {f"{folder}/config.json": b"{}" for folder in others})
     assert content(client.fetch(NAME)) == POLICY | own
     client.ask("push", written(tmp_path / "policy", POLICY), NAME, token=OWNER)
     assert content(client.fetch(NAME)) == POLICY, "what a replaced policy had does not stay behind"

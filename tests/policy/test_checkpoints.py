@@ -45,6 +45,17 @@ def test_one_of_several_robots_is_saved_alone(tmp_path):
     assert "images.rgb.hand" in opened.config.input_features
 
 
+def test_one_of_several_robots_is_driven_by_name(tmp_path):
+    """`lerobot-rollout` opens a policy without `make_policy`, which fills in what a folder leaves open."""
+    base = tiny_policy(max_state_dim=8, max_action_dim=8)
+    robots = (base.robot, known_robot("franka", base.spec.model.chunk_size))
+    Policy(base.model, replace(base.spec, robots=robots)).save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--embodiment=franka"])
+    opened = VlaMotPolicy.from_pretrained(tmp_path, config=config)
+    assert "images.rgb.hand" in opened.config.input_features
+    assert opened.config.action_feature.shape == (robots[1].embodiment.action_dim,)
+
+
 def test_a_cache_is_where_it_was_said_to_be(native, tmp_path):
     commit = "89abcdef01" * 4
     home = tmp_path / "models--somebody--policy"

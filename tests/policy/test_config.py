@@ -60,6 +60,24 @@ def test_options_from_scratch_replace_the_defaults():
     assert config.model_config().backbone == VlaMotConfig().model_config().backbone
 
 
+@pytest.mark.parametrize(
+    ("embodiment", "frames"), [("metaworld", 40), ("conveyor", 5), ("conveyor_by_another_name", 5)]
+)
+def test_m_in_seconds_counts_the_robots_own_frames(native, embodiment, frames):
+    """By name or alias; one that a checkpoint does not know is looked up among those that come with vla_mot."""
+    own = PreTrainedConfig.from_pretrained(native)
+    described = own.embodiments[0] | {"aliases": ["conveyor_by_another_name"]}
+    config = VlaMotConfig(
+        model={"offset_seconds": 0.5}, embodiment=embodiment, embodiments=[described | {"fps": 10.0}]
+    )
+    assert config.observation_delta_indices == [-frames, 0, frames]
+
+
+def test_m_in_seconds_of_a_robot_that_nobody_knows_yet_is_refused():
+    with pytest.raises(ConfigError, match=r"offset_seconds=0\.3 cannot be counted .* say offset_frames"):
+        _ = VlaMotConfig(model={"offset_seconds": 0.3}).observation_delta_indices
+
+
 def test_the_learning_rate_knows_where_the_weights_come_from():
     assert VlaMotConfig().get_optimizer_preset().lr == 1e-3
     assert VlaMotConfig(pretrained_path="x").get_optimizer_preset().lr == 5e-5

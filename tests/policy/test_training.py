@@ -123,6 +123,14 @@ def test_delta_statistics_are_not_invented(meta):
         make_policy(scratch_config(action_mode="delta"), ds_meta=meta)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "message"), [("bfloat16", "weights of a new policy are float32"), ("float8", "--policy.dtype")]
+)
+def test_a_new_policy_has_float32_weights(meta, dtype, message):
+    with pytest.raises(ConfigError, match=message):
+        make_policy(scratch_config(dtype=dtype), ds_meta=meta)
+
+
 def test_one_batch_is_overfitted(scratch, meta):
     batch = windows(scratch.config, meta)
     optimizer = torch.optim.AdamW(scratch.get_optim_params(), lr=3e-3, weight_decay=0.0)
@@ -161,6 +169,34 @@ def test_the_first_batch_whitens_a_policy_from_scratch_once(scratch, native, met
     stored = opened.model.tokenizer.latent_std.clone()
     opened.forward(windows(opened.config, meta))
     assert torch.equal(opened.model.tokenizer.latent_std, stored)
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process only."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_whiten_alike(scratch, meta, alone, monkeypatch):
+    """Each rank has a first batch of its own; all take what rank 0 made of its."""
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: tensor.fill_(7.0 + src))
+    scratch.forward(windows(scratch.config, meta))
+    assert torch.equal(scratch.model.tokenizer.latent_mean, torch.full((16,), 7.0))
+    assert torch.equal(scratch.model.tokenizer.latent_std, torch.full((16,), 7.0))
+
+
+def test_words_that_were_acted_on_can_be_trained_on(native, meta):
+    """LeRobot drives the environment within `inference_mode`, between two steps of training."""
+    policy = VlaMotPolicy.from_pretrained(native)
+    batch = windows(policy.config, meta)
+    seen = {"observation.state": batch["observation.state"][:, 1], "task": batch["task"]}
+    seen |= {key: batch[key][:, 1].float() / 255 for key in (HEAD, GRIPPER)}
+    with torch.inference_mode():
+        policy.select_action(seen)
+    policy.train()
+    policy.forward(batch)[0].backward()
 
 
 def test_a_policy_without_generation_expert_trains_on_actions_alone(meta):

@@ -59,6 +59,10 @@ class VisionConfig:
     def __post_init__(self) -> None:
         counts = {key: value for key, value in asdict(self).items() if not isinstance(value, bool)}
         at_least(1, {f"backbone.vision.{key}": value for key, value in counts.items()})
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"backbone.vision.num_heads must divide hidden_size = {self.hidden_size}, got {self.num_heads}."
+            )
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,12 @@ class Qwen3VLConfig:
             raise ConfigError(
                 f"backbone image_size {self.image_size} must be multiples of patch × merge = {cell} pixels."
             )
-        if self.deepstack and not 0 < len(self.vision.deepstack_layers) <= self.num_layers:
+        layers, depth = self.vision.deepstack_layers, self.vision.depth
+        distinct = len(set(layers) & set(range(depth)))
+        if self.deepstack and not 0 < len(layers) == distinct <= self.num_layers:
             raise ConfigError(
-                f"backbone.deepstack needs 1 … {self.num_layers} (num_layers) vision.deepstack_layers, "
-                f"got {list(self.vision.deepstack_layers)}; see conf/backbone/."
+                f"backbone.deepstack needs 1 … {self.num_layers} (num_layers) different vision.deepstack_layers out of "
+                f"0 … {depth - 1} (vision.depth), got {list(layers)}; see conf/backbone/."
             )
 
     @property

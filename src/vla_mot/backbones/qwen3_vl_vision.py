@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, apply_rotary_pos_emb_vision
 
+from vla_mot.errors import ConfigError
 from vla_mot.options import at_least
 
 ROPE_BASE = 10000.0
@@ -39,6 +40,11 @@ class VisionConfig:
     def __post_init__(self) -> None:
         counts = {key: value for key, value in asdict(self).items() if isinstance(value, int)}
         at_least(1, {f"backbone.vision.{key}": value for key, value in counts.items()})
+        if self.hidden_size % (4 * self.num_heads):  # rows and columns turn half of a head each, in pairs
+            raise ConfigError(
+                f"backbone.vision.num_heads must divide hidden_size = {self.hidden_size} into heads of a multiple of "
+                f"4, got {self.num_heads}."
+            )
 
 
 class VisionTower(Qwen3VLVisionModel):

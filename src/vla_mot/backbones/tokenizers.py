@@ -45,11 +45,12 @@ def folder_tokenizer(folder: Path) -> Encode:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged or newer tokenizer.json raises whatever the library likes
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"backbone.tokenizer: transformers finds no tokenizer in {str(folder)!r}; the folder holds {found}, "
-            "and needs tokenizer.json with tokenizer_config.json."
+            f"backbone.tokenizer: transformers opens no tokenizer in {str(folder)!r} ({reason}); the folder holds "
+            f"{found}, and needs tokenizer.json with tokenizer_config.json."
         ) from error
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False))
 

@@ -21,8 +21,9 @@ class CosmosConfig:
     """image_size: (height, width) in pixels. spatial_compression: pixels per latent row or column.
     channels, channel_multipliers, blocks_per_level, latent_channels: see `CosmosAutoencoder`.
 
-    dtype: float32 computes exactly what the architecture says. The released policies ran it in bfloat16, weights
-    and Haar wavelets rounded (√½ = 0.70703125): that moves latents by about a hundredth and the foresight loss in
+    dtype: float32 computes what the architecture says (a GPU rounds convolutions to TensorFloat-32 where cuDNN may,
+    torch's default). The released policies ran it in bfloat16, weights and Haar wavelets rounded (√½ = 0.70703125):
+    that moves latents by about a hundredth and the foresight loss in
     the fourth decimal (1.42107 instead of 1.42125 on the golden `a1_3b_tiny`), for about half the time.
     """
 

@@ -151,13 +151,17 @@ def _head(facts: CardFacts) -> str:
 
 
 def _example(facts: CardFacts) -> str:
+    first, *others = facts.robots
+    which = f', embodiment="{first.name}"' if others else ""
+    if any(robot.name == first.name for robot in others):
+        which += f', action_mode="{first.action_mode}"'
     return f"""## Use
 
 ```python
 from vla_mot import Policy
 from vla_mot.infer.session import Session
 
-policy = Policy.from_pretrained("{facts.repo_id}")
+policy = Policy.from_pretrained("{facts.repo_id}"{which})
 robot = Session(policy, seeds=[0])
 action = robot.act(images, state, instruction)  # once per control step
 ```

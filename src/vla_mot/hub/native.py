@@ -28,7 +28,7 @@ from vla_mot.hub.files import read_json, write_json
 from vla_mot.hub.lerobot_processors import PROCESSOR_FILES
 from vla_mot.hub.manifest import MANIFEST_FILE, write_manifest
 from vla_mot.hub.released_files import read_kept, write_kept
-from vla_mot.hub.remote import TOKENIZER
+from vla_mot.hub.remote import OWN_FILES, TOKENIZER
 from vla_mot.hub.replacing import replaced
 from vla_mot.hub.spec import TYPE, PolicySpec
 from vla_mot.hub.tensors import (
@@ -73,9 +73,9 @@ def save_policy(
     with replaced(folder, _OURS) as unfinished:
         _write(unfinished, spec, weights, golden, training)
         if new:
-            write_manifest(unfinished)
+            write_manifest(unfinished, OWN_FILES)
     if not new:
-        write_manifest(folder)  # last, and of the files that were there, too
+        write_manifest(folder, OWN_FILES)  # last, and of the files that were there, too
 
 
 def _write(

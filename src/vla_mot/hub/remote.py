@@ -40,6 +40,8 @@ FILES = ("*.json", "*.safetensors", "README.md")
 """What a policy needs, at the top of a repository."""
 TOKENIZER = "tokenizer"
 """The only folder that belongs to a policy: see `hub.tokenizer_files`."""
+OWN_FILES = (*FILES, f"{TOKENIZER}/*")
+"""All that is fetched of a policy, and that its manifest tells of."""
 PICKLES = (".bin", ".ckpt", ".jit", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 """What may run code when it is read: neither fetched nor pushed."""
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -123,8 +125,8 @@ def _snapshot(
                 cache_dir=cache,
                 token=token,
                 local_files_only=local,
-                allow_patterns=[*FILES, f"{TOKENIZER}/*"],
-                ignore_patterns=_folders_but(TOKENIZER),
+                allow_patterns=list(OWN_FILES),
+                ignore_patterns=[*_folders_but(TOKENIZER), *(f"*{ending}" for ending in PICKLES)],
             )
         )
 

@@ -80,6 +80,8 @@ class ModelConfig:
             at_least(1, {f"model.{name}.{key}": value for key, value in asdict(expert).items()})
         within(1, MAX_SIDE, {f"model.view_size[{axis}]": side for axis, side in enumerate(self.view_size)})
         within(1e-9, 1e9, {"model.min_period": self.min_period})
+        if self.offset_seconds is not None:
+            within(1e-3, 1e6, {"model.offset_seconds": self.offset_seconds})
         within(self.min_period, 1e9, {"model.max_period": self.max_period})
         if self.mask_padding and self.action_loss == "padded":
             raise ConfigError(

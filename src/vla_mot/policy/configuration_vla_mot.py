@@ -18,6 +18,7 @@ from vla_mot.model.config import ModelConfig
 from vla_mot.policy.card import stated_license
 from vla_mot.policy.defaults import default_model
 from vla_mot.robots.actions import ABSOLUTE, DELTA
+from vla_mot.robots.catalog import find_embodiment
 from vla_mot.robots.embodiment import Embodiment
 from vla_mot.robots.robot import Robot
 
@@ -126,11 +127,23 @@ class VlaMotConfig(PreTrainedConfig):
     @property
     def observation_delta_indices(self) -> list[int]:
         """Frames t − m, t and t + m, for training."""
-        model = self.model_config()
-        mine = [body for body in self.embodiments if self.embodiment in (None, body["name"])]
-        # From scratch there is no list of robots yet, and m is stated in frames.
-        offset = model.offset(Embodiment.from_dict(mine[0])) if mine else model.offset_frames
+        offset = self._offset(self.model_config())
         return [-offset, 0, offset]
+
+    def _offset(self, model: ModelConfig) -> int:
+        """m in frames. LeRobot asks before a policy from scratch has read its robot off the dataset."""
+        if model.offset_seconds is None:
+            return model.offset_frames
+        known = list(map(Embodiment.from_dict, self.embodiments))
+        mine = next((e for e in known if self.embodiment is None or e.is_called(self.embodiment)), None)
+        if mine is None and self.embodiment is not None:
+            mine = find_embodiment(self.embodiment)
+        if mine is None:
+            raise ConfigError(
+                f"offset_seconds={model.offset_seconds:g} cannot be counted in frames before the robot is known: say "
+                "offset_frames in --policy.model, or --policy.embodiment with one that comes with vla_mot."
+            )
+        return model.offset(mine)
 
     @property
     def action_delta_indices(self) -> list[int]:

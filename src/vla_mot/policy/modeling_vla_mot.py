@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import HfApi, ModelCard
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
@@ -25,6 +26,7 @@ from vla_mot.flow.solvers import Solver
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.manifest import write_manifest
 from vla_mot.hub.native import save_policy
+from vla_mot.hub.remote import OWN_FILES
 from vla_mot.hub.spec import PolicySpec, SamplerConfig, WeightsDtype
 from vla_mot.hub.tokenizer_files import portable
 from vla_mot.hub.upload import push
@@ -154,6 +156,9 @@ class VlaMotPolicy(PreTrainedPolicy):
             config = config.opened(found)
         assert isinstance(config, VlaMotConfig), type(config)
         robot = found.spec.robot(config.embodiment, config.action_mode)
+        if not config.input_features:  # of several robots the folder states none
+            mine = VlaMotConfig.of(found.spec, robot)
+            config.input_features, config.output_features = mine.input_features, mine.output_features
         _require_same(config, found.spec, robot, found.folder)
         if dataset_stats is not None:
             log.info("statistics are those of the checkpoint %s, not the dataset's", found.folder)
@@ -176,7 +181,7 @@ class VlaMotPolicy(PreTrainedPolicy):
         golden = record_golden(self._policy) if state_dict is None else None
         save_policy(save_directory, self.spec, own, golden=golden)
         self.config._save_pretrained(save_directory)
-        write_manifest(save_directory)  # again, since LeRobot wrote its config.json over ours
+        write_manifest(save_directory, OWN_FILES)  # again, since LeRobot wrote its config.json over ours
 
     def push_model_to_hub(
         self,
@@ -199,8 +204,8 @@ class VlaMotPolicy(PreTrainedPolicy):
         private = self.config.private
         # A name without an organization is the account's own, which only the Hub can complete.
         repository = HfApi().create_repo(self.config.repo_id, private=private, exist_ok=True)
-        card = self.generate_model_card(
-            cfg.dataset.repo_id, self.config.type, self.config.license, self.config.tags, cfg, dataset_meta
+        card = trained_card(
+            self.spec, repository.repo_id, cfg.dataset.repo_id, self.config.license, self.config.tags, cfg
         )
         with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             folder = Path(scratch) / "policy"
@@ -218,7 +223,7 @@ class VlaMotPolicy(PreTrainedPolicy):
         cfg: Any = None,
         dataset_meta: Any = None,
     ) -> ModelCard:
-        """The README.md of what `push_to_hub` uploads; LeRobot asks."""
+        """The README.md of an adapter that `push_to_hub` uploads; LeRobot asks."""
         return trained_card(self.spec, self.config.repo_id, dataset_repo_id, license, tags, cfg)
 
     # ---- training -------------------------------------------------------------------------------------------
@@ -275,6 +280,9 @@ class VlaMotPolicy(PreTrainedPolicy):
             return
         present = batch.observation.images[:, :, 1][batch.observation.view_mask]
         self.model.fit_tokenizer(present)
+        if dist.is_available() and dist.is_initialized():  # each rank saw pictures of its own
+            for fitted in self.model.tokenizer.buffers():
+                dist.broadcast(fitted, src=0)
         self._whitened = True
 
     # ---- inference ------------------------------------------------------------------------------------------
@@ -388,6 +396,11 @@ def _spec_from_dataset(
         raise ConfigError(
             "a vla_mot policy from scratch needs a dataset: its statistics and its rate. Train with "
             "`lerobot-train --policy.type=vla_mot --dataset.repo_id=…`, or open a checkpoint with --policy.path."
+        )
+    if fit(WeightsDtype, "--policy.dtype", config.dtype) != "float32":
+        raise ConfigError(
+            f"--policy.dtype={config.dtype}: the weights of a new policy are float32. To train it in bfloat16 without "
+            "rounding them, `vla-mot posttrain train.parallel.precision=bf16`."
         )
     embodiment = _embodiment(config, dataset_meta)
     _compare_with_dataset(embodiment, dataset_meta)
