@@ -4,11 +4,11 @@
 
 Needs the dataset and the decoded frames of a finished `make demo`. Writes <output>/run, one evaluation per
 checkpoint, <output>/curve.json and docs/demo_curve.png, and prints the table for docs/demo.md. What is there is not
-computed again, so an interrupted curve goes on with the same command.
+computed again, so an interrupted curve goes on with the same command; another demo, or other options, are refused in
+its folder.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -17,8 +17,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from vla_mot.commands import main as command_line
-from vla_mot.commands.folders import read_config
-from vla_mot.evaluate.results import Evaluation
+from vla_mot.commands.folders import find_policy, read_config, require_same
+from vla_mot.commands.scripts import run_script
+from vla_mot.evaluate.results import POLICY_HASH, Evaluation
+from vla_mot.hub.manifest import identity
 from vla_mot.train.log import read_log
 
 PICTURE = Path(__file__).parents[1] / "docs" / "demo_curve.png"
@@ -29,6 +31,7 @@ def main(words: list[str]) -> None:
     """Train, evaluate, draw."""
     demo, output = Path(words[0]), Path(words[1])
     options = {"factor": 10, "episodes": 100} | {k: int(v) for k, v in (w.split("=") for w in words[2:])}
+    require_same(output, {**options, POLICY_HASH: identity(find_policy(demo))})
     base = read_config(demo / "run")["train"]["steps"]
     train(demo, output / "run", base, options["factor"])
     points = [
@@ -114,4 +117,4 @@ def show(points: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -438,7 +438,7 @@ def table(found: Mapping[str, Any]) -> str:
         "",
         f"(`{made['command']}`, {made['date']}, seeds 0 to {asked['seeds'] - 1}, {asked['steps']} steps, "
         f"{asked['episodes']} episodes per seed and motion; {made['processor']}, {made['cores']} cores. 95 % intervals "
-        "over seeds; differences in percentage points.)",
+        "over seeds (not known where these do not differ); differences in percentage points.)",
     ]
     return "\n".join(lines)
 
@@ -470,8 +470,8 @@ def percent(rate: Interval) -> str:
 
 
 def between(found: Interval) -> str:
-    """The ends in percent, if there are any."""
-    return "(one seed)" if math.isnan(found.low) else f"({100 * found.low:.1f} … {100 * found.high:.1f})"
+    """The ends in percent, if they are known."""
+    return "(not known)" if math.isnan(found.low) else f"({100 * found.low:.1f} … {100 * found.high:.1f})"
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -486,6 +486,11 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             rows = [row + 0.24 * place for row in range(len(effects))]
             sides = [[i.value - i.low for i in told], [i.high - i.value for i in told]]
             axis.errorbar([i.value for i in told], rows, xerr=sides, fmt="o", capsize=3, label=label)
+            for interval, row in zip(told, rows, strict=True):
+                if math.isnan(interval.low):
+                    axis.annotate(
+                        "interval not known", (interval.value, row), (6, 2), textcoords="offset points"
+                    )
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set(title=title, xlabel="difference in success (95 % interval)")
         axis.set_yticks([row + 0.12 for row in range(len(effects))], effects)

@@ -3,14 +3,19 @@
     python tools/latency_table.py outputs/demo/policy outputs/latency [episodes=100] [seed=100000] [key=value …]
 
 Drives the demo's robot once per cell with `vla-mot evaluate`, which gets the further words, and prints the table for
-docs/real_time.md. What is there is not computed again, so an interrupted table goes on with the same command.
+docs/real_time.md. What is there is not computed again, so an interrupted table goes on with the same command; another
+policy, or other words, are refused in its folder.
 """
 
-import sys
 from pathlib import Path
 
 from vla_mot.commands import main as command_line
-from vla_mot.evaluate.results import Arm, Evaluation
+from vla_mot.commands.folders import require_same
+from vla_mot.commands.repositories import locate
+from vla_mot.commands.scripts import run_script
+from vla_mot.evaluate.results import POLICY_HASH, Arm, Evaluation
+from vla_mot.hub.manifest import identity
+from vla_mot.hub.remote import fetch
 
 DELAYS_MS = (0, 100, 200, 400)
 METHODS = {
@@ -25,6 +30,8 @@ METHODS = {
 def main(words: list[str]) -> None:
     """Drive every cell, and print the table."""
     checkpoint, output, options = words[0], Path(words[1]), words[2:]
+    policy = fetch(locate(checkpoint))
+    require_same(output, {"words": options, POLICY_HASH: identity(policy) or str(policy)})
     found = {
         (method, delay): drive(
             checkpoint, output / f"{place}-{delay}ms", [*told, f"delay_ms={delay}", *options]
@@ -63,4 +70,4 @@ def cell(arm: Arm) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

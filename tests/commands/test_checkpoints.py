@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,18 +97,20 @@ def other_weights(folder: Path) -> None:
     rehash(folder)
 
 
-def other_recording(folder: Path) -> None:
+def other_recording(folder: Path, part: str, value: torch.Tensor) -> None:
     recorded = load_file(folder / "golden.safetensors")
-    recorded["conveyor/delta:instruction"] = torch.full((4,), 255, dtype=torch.uint8)  # no UTF-8
+    recorded[f"conveyor/delta:{part}"] = value
     save_file(recorded, folder / "golden.safetensors")
     rehash(folder)
 
 
-def misshapen_recording(folder: Path) -> None:
-    recorded = load_file(folder / "golden.safetensors")
-    recorded["conveyor/delta:noise"] = torch.zeros(2, 3)
-    save_file(recorded, folder / "golden.safetensors")
-    rehash(folder)
+OTHER_RECORDINGS = [
+    ("instruction", torch.full((4,), 255, dtype=torch.uint8)),  # no UTF-8
+    ("instruction", torch.zeros(4)),
+    ("instruction", torch.zeros(2, 3, dtype=torch.uint8)),
+    ("instruction", torch.tensor(2**40)),  # so many bytes, to whom takes it for a number
+    ("noise", torch.zeros(2, 3)),
+]
 
 
 def rehash(folder: Path) -> None:
@@ -130,8 +133,10 @@ def rehash(folder: Path) -> None:
         (lambda folder: (folder / "manifest.json").write_text("{}"), "files", "is of format None"),
         (other_statistics, "golden answer", "actions differ by"),
         (other_weights, "golden answer", "actions differ by"),
-        (other_recording, "golden answer", "cannot be replayed"),
-        (misshapen_recording, "golden answer", "cannot be replayed"),
+        *(
+            (partial(other_recording, part=part, value=value), "golden answer", "cannot be replayed")
+            for part, value in OTHER_RECORDINGS
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_found(vla_mot, nano, damage, check, message):

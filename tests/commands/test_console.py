@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from vla_mot.commands import console
@@ -26,3 +28,25 @@ def test_the_end_says_how_long_it_took(clock, capsys):
         clock[0] += 65
         advance(3, 3, "done")
     assert "frames: 3/3, 1:05  done" in capsys.readouterr().out
+
+
+def test_another_rank_than_the_main_one_is_quiet_but_for_its_warnings(capsys, monkeypatch):
+    monkeypatch.setattr(console.console, "quiet", True)
+    try:
+        console.show_library_log(3)
+        logging.getLogger("vla_mot.data.faults").warning("skipped %s", "episode 7")
+        console.console.print("policy: here")
+    finally:
+        console.show_library_log()
+    said = capsys.readouterr()
+    assert "rank 3: skipped episode 7" in said.err
+    assert said.out == ""
+
+
+def test_the_main_rank_says_a_warning_once_without_a_number(capsys):
+    for _ in range(2):
+        console.show_library_log()
+    logging.getLogger("vla_mot.data.faults").warning("skipped episode 7")
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("skipped episode 7") == 1
+    assert "rank" not in said.out

@@ -7,9 +7,13 @@ import pytest
 
 from tests.infer.tiny_policy import known_robot
 from tests.interrupting import interrupt_when, vla_mot_process
+from vla_mot.commands import foresight
 from vla_mot.commands.arms import DEMO_ARMS, ArmSpec, delay_steps, untrained
 from vla_mot.commands.folders import find_policy, run_of
+from vla_mot.data.windows import WindowDataset
+from vla_mot.errors import DatasetError
 from vla_mot.evaluate.results import Evaluation
+from vla_mot.infer.engine import EngineConfig
 from vla_mot.infer.policy import Policy
 
 
@@ -111,6 +115,10 @@ def test_untrained_means_other_weights_but_the_same_tokenizer(trained):
     fresh = untrained(policy)
     assert not policy.model.action.out_proj.weight.equal(fresh.model.action.out_proj.weight)
     assert policy.model.tokenizer.latent_std.equal(fresh.model.tokenizer.latent_std)
+    assert fresh.engine is None
+    static = untrained(policy.compile("static", understanding_every=2))
+    assert static.engine.config == EngineConfig("static", understanding_every=2)
+    assert static.engine.model is static.model
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints/last", "checkpoints/last/pretrained_model"])
@@ -138,17 +146,20 @@ def test_a_dataset_that_is_missing_is_noticed_before_any_episode_is_driven(vla_m
     assert vla_mot(*common).code == 0, "the folder counted as used"
 
 
-def test_results_are_kept_when_the_foresight_cannot_be_scored(
-    vla_mot, trained, dataset, frames, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "step", ["commands.foresight.score", "evaluate.foresight_report.ForesightReport.save"]
+)
+def test_results_are_kept_when_the_foresight_cannot_be_scored_or_saved(
+    vla_mot, trained, dataset, frames, tmp_path, monkeypatch, step
 ):
-    def torn(opened):
+    def torn(*given):
         raise RuntimeError("torn picture")
 
-    monkeypatch.setattr("vla_mot.commands.foresight.score", torn)
+    monkeypatch.setattr(f"vla_mot.{step}", torn)
     output = tmp_path / "out"
     said = vla_mot(
         "evaluate", f"checkpoint={trained}", f"output={output}", "episodes=2", "env.max_steps=3", "videos=0",
-        f"dataset={dataset}", f"cache={frames}",
+        f"dataset={dataset}", f"cache={frames}", "foresight_samples=24",
     )  # fmt: skip
     assert said.code == 1
     assert f"The results of the episodes are kept in {output}" in said.err
@@ -170,6 +181,46 @@ def test_a_policy_outside_a_run_is_scored_on_every_episode(
     )  # fmt: skip
     assert said.code == 0, said.err
     assert "no episode is known to be held out" in said.out
+
+
+@pytest.mark.parametrize(("fraction", "warned"), [(0.0, True), (0.4, False)])
+def test_foresight_on_trained_episodes_is_called_so(
+    vla_mot, trained, dataset, frames, tmp_path, fraction, warned
+):
+    """A run may hold out nothing, as mixtures do unless they are told to."""
+    place = tmp_path / "run" / "checkpoints" / "7" / "pretrained_model"
+    shutil.copytree(find_policy(trained), place)
+    (tmp_path / "run" / "config.yaml").write_text(
+        f"data: {{validation_fraction: {fraction}, split_seed: 0}}\n"
+    )
+    said = vla_mot(
+        "evaluate", f"checkpoint={place}", f"output={tmp_path / 'out'}", "episodes=1", "env.max_steps=2", "videos=0",
+        f"dataset={dataset}", f"cache={frames}", "foresight_samples=8",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert ("held out none" in said.out) == ("training may have seen" in said.out) == warned
+    found = Evaluation.load(tmp_path / "out").foresight
+    assert found is not None and found.trained_on == warned
+
+
+class Torn(WindowDataset):
+    """As a film that turns out to be damaged."""
+
+    def __getitems__(self, indices):
+        raise DatasetError("episode 3 cannot be decoded")
+
+
+def test_only_a_dataset_on_which_nothing_can_be_foreseen_is_passed_over(trained, dataset, frames, capsys):
+    data = foresight.ForesightData(dataset, samples=8, cache=frames, validation_fraction=0.2)
+    opened = foresight.open_data(Policy.from_pretrained(find_policy(trained)), data)
+    assert foresight.score(opened) is not None
+    seen = opened.training
+    beyond = replace(seen.config, offset_frames=1000)
+    short = replace(opened, training=WindowDataset(seen.source, seen.pictures, beyond))
+    assert foresight.score(short) is None
+    assert "foresight is not scored: no real future frame" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="episode 3 cannot be decoded"):
+        foresight.score(replace(opened, scored=Torn(seen.source, seen.pictures, seen.config, [3])))
 
 
 def test_a_policy_at_the_root_lies_in_no_run():

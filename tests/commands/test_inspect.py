@@ -183,6 +183,17 @@ def test_a_hostile_info_is_shown_or_a_sentence(inspect, copied, key):
     assert said.code == 0 or "does not fit" in said.err
 
 
+@pytest.mark.parametrize("shape", [[0, 0, 3], [0, 96, 3], [3, 96, 0], [-96, 96, 3]])
+def test_a_camera_without_pixels_has_no_size(inspect, copied, shape):
+    path = copied / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["observation.images.head"]["shape"] = shape
+    path.write_text(json.dumps(info))
+    said = inspect(copied)
+    assert said.code in (0, 2), said.err
+    assert re.search(r"0 +│ observation\.images\.head +│ +│", said.out), "the others are shown"
+
+
 def test_what_is_no_dataset_is_a_sentence(inspect, tmp_path):
     said = inspect(tmp_path / "nowhere")
     assert (said.code, "does not exist" in said.err) == (2, True)

@@ -4,6 +4,7 @@ import sys
 from functools import reduce
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
@@ -138,6 +139,35 @@ def test_a_users_own_presets(vla_mot, tmp_path):
     assert shown.code == 0
     assert "steps: 77" in shown.out
     assert "Did you mean 'mine'" in vla_mot("posttrain", "train=mime", "--config-dir", tmp_path).err
+
+
+@pytest.mark.parametrize("name", ["für=mich, (1)", "it's #1 [a] {b}", "a:b 50%"])
+def test_a_users_presets_in_a_folder_of_any_name(vla_mot, tmp_path, name):
+    mine = tmp_path / name / "train" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("defaults: [posttrain]\nsteps: 77\n")
+    shown = vla_mot("posttrain", "train=mine", "--config-dir", tmp_path / name, "--cfg", "job")
+    assert (shown.code, shown.err) == (0, "")
+    assert "steps: 77" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "advice"),
+    [
+        (("posttrain", "data.root=x", "output=x"), "posttrain", "train.parallel.micro_batch=1"),
+        (("info", "checkpoint=x"), "info", "Smaller batches or a narrower dtype"),
+    ],
+)
+def test_a_full_device_is_no_defect(vla_mot, monkeypatch, words, module, advice):
+    def run(config, overrides):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(f"vla_mot.commands.{module}.run", run)
+    said = vla_mot(*words)
+    assert said.code == 1
+    assert said.err.startswith("error: CUDA out of memory. Tried to allocate 20.00 GiB.")
+    assert advice in said.err
+    assert "defect" not in said.err and "Traceback" not in said.err
 
 
 @pytest.mark.parametrize("words", [["experiment=mine"], ["experiment=mine,conveyor", "--multirun"]])

@@ -171,6 +171,18 @@ def test_a_mistake_in_a_file_of_ones_own_gets_a_sentence(refused, own, groups, m
         assert "presets/data/mine.yaml" in said
 
 
+@pytest.mark.parametrize(("name", "pattern"), [("pick[v1]", "*"), ("x[/b]", "*/*")])
+def test_names_are_no_markup(vla_mot, own, tmp_path, name, pattern):
+    root, manifest = tmp_path / "root", tmp_path / "told[v1].json"
+    bare_dataset(root / name, 1000, 10)
+    mine = own(f"  '{name}': {{pattern: '{pattern}', weight: 1, embodiment: generic}}\n")
+    said = vla_mot("data", "mixture", *mine, f"data.root={root}", f"manifest='{manifest}'")
+    assert said.code == 0, said.err
+    group, dataset = rows(said.out)[name]
+    assert (len(group), dataset[0]) == (5, "so100")
+    assert f"manifest: {manifest}" in said.out.replace("\n", "")
+
+
 def test_a_number_names_a_group(vla_mot, own, root):
     said = vla_mot("data", "mixture", *own(f"  1: {ARMS}\n"), f"data.root={root}")
     assert said.code == 0, said.err

@@ -238,6 +238,16 @@ def test_a_new_run_skips_what_is_broken(pretraining, three_datasets, vla_mot, tm
     assert last["samples/people"] + last["samples/planar"] == 48
 
 
+def test_a_full_cache_is_no_fault_of_a_dataset(pretraining, vla_mot, tmp_path):
+    """Latents that find no room end the run, however many broken places it may skip: no dataset is left out."""
+    cache = tmp_path / "cache"
+    places = (f"data.cache={cache}", "data.frames=video", "data.cache_limit_gib=0.000001")
+    skipping = ("data.latents=float16", "data.skip_broken=9")
+    said = vla_mot(*pretraining, *places, *skipping, f"output={tmp_path / 'run'}")
+    assert said.code == 2
+    assert "the latent cache of 'conveyor' needs" in said.err and f"{cache / 'latents'}" in said.err
+
+
 def test_what_does_not_fit_is_found_before_anything_is_counted(pretraining, vla_mot, tmp_path):
     output = f"output={tmp_path / 'run'}"
     for words, told in {

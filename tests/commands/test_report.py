@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.evaluate.found import arm
+from tests.evaluate.found import arm, evaluation, foresight
 from vla_mot.commands.report import collect
 from vla_mot.evaluate.results import Evaluation
 from vla_mot.evaluate.video import write_video
@@ -51,6 +51,27 @@ def test_arms_of_one_name_are_told_apart_by_their_folder(tmp_path):
     found = collect(tmp_path)
     assert [a.label for a in found.evaluation.arms] == ["trained policy", "trained policy (b)"]
     assert list(found.films) == ["trained policy (b), episode 7"]
+
+
+def test_how_it_was_made_is_told_by_folder_where_folders_differ(tmp_path):
+    told = {
+        "a": {"torch": "2.11", "checkpoint": "one"},
+        "b": {"torch": "2.11", "checkpoint": "two", "robot": "x"},
+    }
+    for name, facts in told.items():
+        Evaluation((arm("policy", 1, 2),), foresight() if name == "b" else None, facts).save(tmp_path / name)
+    found = collect(tmp_path).evaluation
+    assert found.provenance == {
+        "torch": "2.11", "a: checkpoint": "one", "b: checkpoint": "two", "b: robot": "x", "foresight": "b",
+    }  # fmt: skip
+    assert found.foresight is not None
+    foresight().save(tmp_path / "a")
+    assert collect(tmp_path).evaluation.provenance["foresight"] == "a (not shown: b)"
+
+
+def test_one_evaluation_tells_how_it_was_made_as_it_is(tmp_path):
+    evaluation().save(tmp_path / "a")
+    assert collect(tmp_path).evaluation.provenance == evaluation().provenance
 
 
 def test_without_an_evaluation_there_is_nothing_to_collect(tmp_path):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from tests.interrupting import vla_mot_process
 from vla_mot.commands import stats
@@ -196,6 +197,18 @@ def test_a_dimension_that_never_changed_is_pointed_out(vla_mot, one, three_datas
     pq.write_table(changed, still / "data/chunk-000/file-000.parquet")
     said = vla_mot(*one, f"data.root={still}", f"output={tmp_path / 'stats.json'}")
     assert "never changed, so any other value is far off: state holding\n" in said.out
+
+
+@pytest.mark.parametrize("word", ["[v1]", "[/b]"])
+def test_names_are_no_markup(vla_mot, one, tmp_path, word):
+    body = robot("conveyor").to_dict() | {"name": f"belt{word}"}
+    body["state"][0]["names"][0] = f"x{word}"
+    path, file = tmp_path / f"stats{word.replace('/', '')}.json", tmp_path / "own/embodiment/belt.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(yaml.safe_dump(body))
+    said = vla_mot(*one, "--config-dir", tmp_path / "own", "embodiment=belt", f"output='{path}'")
+    assert said.code == 0, said.err
+    assert f"belt{word}: 1 dataset" in said.out and f"state x{word} " in said.out and str(path) in said.out
 
 
 @pytest.mark.parametrize(

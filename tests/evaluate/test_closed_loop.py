@@ -8,6 +8,7 @@ import pytest
 from vla_mot.errors import ConfigError
 from vla_mot.evaluate.closed_loop import run_episodes
 from vla_mot.evaluate.controllers import FunctionController, PolicyController
+from vla_mot.evaluate.video import write_video
 
 pytestmark = pytest.mark.sim
 
@@ -103,6 +104,14 @@ def test_a_function_that_foresees_nothing_is_filmed_too(make_env, expert, tmp_pa
     run_episodes(make_env, expert, [1], video_seeds=[1], video_folder=tmp_path)
     with av.open(str(tmp_path / "1.mp4")) as film:
         assert film.streams.video[0].height == 216
+
+
+def test_a_film_of_several_sizes_is_refused(tmp_path):
+    frames = [np.zeros((height, 32, 3), np.uint8) for height in (32, 64)]
+    with pytest.raises(ValueError, match=r"must be of one size, got \[\(32, 32, 3\), \(64, 32, 3\)\]"):
+        write_video(tmp_path / "a.mp4", frames, fps=10)
+    with pytest.raises(ValueError, match="got none"):
+        write_video(tmp_path / "a.mp4", [], fps=10)
 
 
 def test_functions_get_their_own_episode_and_seed(make_env):

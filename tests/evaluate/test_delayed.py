@@ -1,10 +1,12 @@
 """Simulated latency in closed loop: nothing changes without it, and with it nothing but when chunks arrive."""
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from tests.evaluate.test_closed_loop import run_watched
+from vla_mot.evaluate.closed_loop import run_episodes
 from vla_mot.evaluate.controllers import FunctionController, PolicyController, camera_images
 from vla_mot.infer.chunking import Chunking
 from vla_mot.infer.policy import Policy
@@ -45,6 +47,17 @@ def test_the_robot_does_what_arithmetic_says(make_env, policy, delay):
     expected, by_hand = run_watched(make_env, chunk_by_chunk(policy, delay), seeds, parallel=1)
     assert results == expected
     assert all(np.array_equal(taken[seed], by_hand[seed]) for seed in seeds)
+
+
+def test_a_film_of_a_late_policy_has_one_size(make_env, policy, tmp_path):
+    """Nothing is foreseen before the first chunk arrives: the row below is empty then, and nothing is squashed."""
+    run_episodes(make_env, PolicyController(policy, delay=2), [3], video_seeds=[3], video_folder=tmp_path)
+    with av.open(str(tmp_path / "3.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert {frame.shape for frame in frames} == {(432, 384, 3)}
+    assert frames[0][24:216].std() > 10 and frames[0][240:].std() < 3
+    assert frames[2][240:].std() > 10
+    assert np.abs(frames[0][30:210].astype(int) - frames[2][30:210]).mean() < 25, "the same cameras, as high"
 
 
 @pytest.mark.parametrize("method", ["ensemble", "rtc"])

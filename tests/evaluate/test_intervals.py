@@ -8,6 +8,7 @@ from vla_mot.evaluate.intervals import (
     Interval,
     clustered,
     clustered_difference,
+    newcombe,
     paired_difference,
     percentile_interval,
     resampled,
@@ -99,9 +100,38 @@ def test_infinite_draws_do_not_become_nan():
     assert (interval.low, interval.high) == (1.0, np.inf)
 
 
-def test_identical_controllers_do_not_differ():
-    found = paired_difference([True, False, True], [True, False, True])
-    assert found.difference == Interval(0.0, 0.0, 0.0) and found.p_value == 1.0
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998, "… based on paired data", Table II, method 10
+        ((0, 2, 0, 0), 0.0700, 1.0),  # √(0.6576² + 0.6576²), Wilson's ends of 2 and of 0 in 2
+        ((10, 0, 0, 0), -0.2775, 0.2775),
+    ],
+)
+def test_newcombe_gives_the_published_intervals(counts, low, high):
+    found = newcombe(*counts)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    both, first, second, neither = counts
+    back = newcombe(both, second, first, neither)
+    assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([True, False, True], [True, False, True]),
+        ([True] * 4, [True] * 4),
+        ([False, True] * 10, [False, True] * 10),
+        ([True] * 2, [False] * 2),
+    ],
+)
+def test_few_episodes_that_all_differ_alike_leave_room_for_others(first, second):
+    """Every resample of them is the same."""
+    found = paired_difference(first, second)
+    assert found.difference.value == np.mean(first) - np.mean(second)
+    assert found.difference.high - found.difference.low > 0.15
+    assert -1 <= found.difference.low <= found.difference.value <= found.difference.high <= 1
+    assert found.p_value == (0.5 if first != second else 1.0)
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
@@ -133,6 +163,12 @@ def test_one_cluster_says_nothing_of_others_and_none_is_an_error():
         clustered([])
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [0.9 - 0.695, 0.835 - 0.63, 0.205]])
+def test_clusters_without_any_spread_say_nothing_of_others(values):
+    found = clustered(values, within=(0.0, 1.0))
+    assert found.value == pytest.approx(values[0]) and math.isnan(found.low) and math.isnan(found.high)
+
+
 def test_the_interval_over_clusters_covers_as_often_as_it_says():
     drawn = np.random.default_rng(0).normal(0.3, 0.1, size=(2000, 3))
     covered = [found.low <= 0.3 <= found.high for found in map(clustered, drawn.tolist())]
@@ -145,7 +181,7 @@ def test_the_difference_over_seeds_is_of_paired_episodes_and_as_wide_as_seeds_di
     full = [[True, True, True, False], [True, True, False, False], [True, True, True, True]]
     less = [[True, False, True, False], [True, False, False, False], [True, True, False, True]]
     found = clustered_difference(full, less)
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)  # every seed gains one of four
+    assert found.value == 0.25 and math.isnan(found.low)  # every seed gains one of four
     apart = clustered_difference(full, [less[2], less[0], less[1]])
     assert (
         apart.value == pytest.approx(0.25) and apart.low < -0.5 and apart.high == 1.0

@@ -82,6 +82,19 @@ def test_it_acts_as_under_lerobot_for_every_robot(act):
     assert np.abs(expected[0] - expected[2]).max() > 1e-6 and controller.foreseen(0) == {}
 
 
+def test_a_policy_that_keeps_a_history_is_refused(act, tmp_path):
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    from lerobot.policies.tdmpc.configuration_tdmpc import TDMPCConfig
+
+    for config, lacking in (
+        (DiffusionConfig(), "'diffusion' with n_obs_steps=2 and no chunk_size"),
+        (TDMPCConfig(), "'tdmpc' with n_obs_steps=1 and no chunk_size"),
+    ):
+        config.save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match=lacking):
+            LeRobotController(tmp_path)
+
+
 def test_it_runs_whole_episodes_and_executes_as_many_steps_as_asked(act):
     found = run_episodes(make_env, LeRobotController(act, n_action_steps=4), [0, 1, 2], parallel=2)
     assert [episode.verdict for episode in found] == ["time_out"] * 3

@@ -2,12 +2,14 @@ import csv
 import json
 import re
 from dataclasses import replace
+from math import nan
 
 import pytest
 
-from tests.evaluate.found import arm, evaluation
-from vla_mot.commands.tables import show_success
+from tests.evaluate.found import arm, evaluation, foresight
+from vla_mot.commands.tables import show_foresight, show_success
 from vla_mot.errors import ConfigError
+from vla_mot.evaluate.intervals import Interval
 from vla_mot.evaluate.report import ReportContent, render_report
 from vla_mot.evaluate.results import Arm, Evaluation, compare
 
@@ -81,6 +83,36 @@ def test_arms_are_compared_over_the_seeds_that_both_ran():
     with pytest.raises(ValueError, match="paired episodes"):
         compare(first, elsewhere)
     assert Evaluation((first, second, replace(elsewhere, name="c"))).comparisons().keys() == {"b"}
+
+
+def test_scenes_of_two_tasks_may_share_a_seed():
+    """The same seed of another task is another scene, and is compared with its like alone."""
+    first, second = arm("a", 5, 10), arm("b", 3, 10)
+    both = [
+        replace(
+            one, episodes=one.episodes + tuple(replace(e, task="lift it", success=won) for e in one.episodes)
+        )
+        for one, won in ((first, True), (second, False))
+    ]
+    found = compare(*both)
+    assert (found.only_first, found.only_second) == (2 + 10, 0)
+    other = replace(second, episodes=tuple(replace(e, task="lift it") for e in second.episodes))
+    assert Evaluation((first, other)).comparisons() == {}
+
+
+def test_a_foresight_without_ends_is_told_without_them(capsys):
+    """As of one episode; and whether training may have seen it."""
+    alone = [
+        replace(s, mse=Interval(s.mse.value, nan, nan), ratio=Interval(s.ratio.value, nan, nan))
+        for s in foresight().scores
+    ]
+    report = replace(foresight(), scores=tuple(alone), episodes=1, trained_on=True)
+    show_foresight(report)
+    shown = capsys.readouterr().out
+    page = render_report(ReportContent("A run", evaluation=replace(evaluation(), foresight=report)))
+    for text in (shown, re.sub('base64,[^"]*', "", page)):
+        assert "0.250" in text and "nan" not in text and "that training may have seen" in text
+    assert 'width="100.00"' in page, "bars are as long as their values"
 
 
 def test_a_folder_without_results_says_what_to_do(tmp_path):

@@ -159,9 +159,11 @@ def delay_steps(milliseconds: float, env: Mapping[str, Any]) -> int:
 
 
 def untrained(policy: Policy) -> Policy:
-    """The same model with fresh random weights (seed 0); the foresight tokenizer is frozen, so it stays."""
+    """The same model with fresh random weights (seed 0), behind the same engine; the foresight tokenizer is frozen, so
+    it stays."""
     torch.manual_seed(0)
     model = VlaMotModel(policy.spec.model)
     if model.tokenizer is not None:
         model.tokenizer.load_state_dict(policy.model.required_tokenizer().state_dict())
-    return Policy(model.to(policy.device), policy.spec, policy.robot)
+    fresh = Policy(model.to(policy.device), policy.spec, policy.robot)
+    return fresh if policy.engine is None else fresh.with_engine(policy.engine.config)

@@ -106,16 +106,17 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
 
 def _score(frames: foresight.Opened, output: Path) -> None:
     """Add the scores of the foresight to results that are kept whatever happens here."""
-    kept = f"The results of the episodes are kept in {output}; its foresight is not scored."
+    kept = f"The results of the episodes are kept in {output}; its foresight is not."
     try:
         seen = foresight.score(frames)
+        if seen is not None:
+            seen.save(output)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept) from None
     except Exception as error:
         error.add_note(kept)
         raise
     if seen is not None:
-        seen.save(output)
         tables.show_foresight(seen)
 
 
@@ -189,12 +190,7 @@ def _robot(policy: Policy) -> Robot:
 
 def _foresight_data(settings: EvaluateConfig, dataset: Path, policy: Path) -> foresight.ForesightData:
     """The dataset, split as the run that made the checkpoint did."""
-    split = folders.split_of(policy)
-    if split is None:
-        console.print(
-            "the checkpoint lies in no run, so no episode is known to be held out: foresight is scored on all"
-        )
-    fraction, seed = split or (0.0, 0)
+    fraction, seed = folders.split_of(policy) or (0.0, 0)
     return foresight.ForesightData(
         root=dataset,
         samples=settings.foresight_samples,

@@ -14,7 +14,7 @@ from vla_mot.data.frames import FramesConfig, open_frames
 from vla_mot.data.source import Source
 from vla_mot.data.split import split_episodes
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
-from vla_mot.evaluate.foresight import mean_future_latents, score_foresight
+from vla_mot.evaluate.foresight import NothingToForeseeError, mean_future_latents, score_foresight
 from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.infer.policy import Policy
 from vla_mot.robots.embodiment import CAMERA_PREFIX
@@ -35,17 +35,21 @@ class ForesightData:
 
 @dataclass(frozen=True)
 class Opened:
-    """A policy and the windows that its foresight is scored on; `training` gives the mean of what it has seen."""
+    """A policy and the windows that its foresight is scored on; `training` gives the mean of what it has seen.
+
+    trained_on: whether training may have seen what is scored, for none of its episodes is known to be held out.
+    """
 
     policy: Policy
     training: WindowDataset
     scored: WindowDataset
     collate: Collate
     samples: int
+    trained_on: bool
 
 
 def open_data(policy: Policy, data: ForesightData) -> Opened:
-    """Do what can fail: open the dataset and decode its frames.
+    """Do what can fail: open the dataset and decode its frames. Says so where no episode is known to be held out.
 
     Raises DatasetError when the dataset is missing or does not fit the policy's embodiment, ConfigError when the policy
     foresees nothing.
@@ -58,21 +62,30 @@ def open_data(policy: Policy, data: ForesightData) -> Opened:
     window = WindowConfig(model.chunk_size, model.offset(source.embodiment), model.view_size)
     training = WindowDataset(source, pictures, window, seen)
     scored = WindowDataset(source, pictures, window, held_out or seen)
-    return Opened(policy, training, scored, Collate(policy.processor), data.samples)
+    if not held_out:
+        console.print(
+            "no episode is known to be held out (the checkpoint's run held out none, or it lies in no run): foresight "
+            "is scored on all, also on trained ones"
+        )
+    return Opened(policy, training, scored, Collate(policy.processor), data.samples, trained_on=not held_out)
 
 
 def score(opened: Opened) -> ForesightReport | None:
-    """Score foresight against its baselines; None, and a line that says so, when nothing moves in the dataset."""
+    """Score foresight against its baselines; None, and a line that says so, when there is nothing to foresee."""
     policy, collate, samples = opened.policy, opened.collate, opened.samples
-    mean = mean_future_latents(
-        policy.model, (batch for batch, _ in _batches(opened.training, collate, samples))
-    )
     try:
-        shown = _shown(opened.scored, collate, samples)
-        return score_foresight(
-            policy.model, shown, mean, view_names(policy), offset_frames=opened.scored.config.offset_frames
+        mean = mean_future_latents(
+            policy.model, (batch for batch, _ in _batches(opened.training, collate, samples))
         )
-    except ValueError as error:
+        return score_foresight(
+            policy.model,
+            _shown(opened.scored, collate, samples),
+            mean,
+            view_names(policy),
+            offset_frames=opened.scored.config.offset_frames,
+            trained_on=opened.trained_on,
+        )
+    except NothingToForeseeError as error:
         console.print(f"foresight is not scored: {error}")
         return None
 

@@ -10,6 +10,7 @@ from rich.text import Text
 _WIDTH = 100
 _EXIT_CODES = (
     ("0", "done"),
+    ("1", "it could not go on: a full disk, a dead data worker or rank, unanswered requests; or a defect"),
     ("2", "the input does not fit; the message says what was expected, what came, and where to fix it"),
     (
         "3",
@@ -86,7 +87,7 @@ COMMANDS = (
         ),
         keys=(
             ("output", "outputs/demo", "where everything lands"),
-            ("scale", "null", "miniature: a minute or less, and a policy that has learned nothing"),
+            ("scale", "null", "miniature: a minute or two, and a policy that has learned nothing"),
             ("train.seed", "0", "of weights, order and noise"),
             ("train.steps", "3000", "optimizer steps"),
             ("record.episodes", "300", "demonstrations"),
@@ -235,11 +236,6 @@ COMMANDS = (
             ),
             ("data.skip_broken", "0", "episodes or datasets that may be unreadable"),
             ("train.steps", "700000", "optimizer steps; further train.* in conf/train/"),
-            (
-                "dry_run",
-                "false",
-                "true: only say batch, tokens, FLOPs and memory of a step; with ranks=64, say",
-            ),
         ),
         examples=(
             "vla-mot pretrain experiment=pretrain_tiny data.root=outputs/three output=outputs/pretrained",
@@ -271,7 +267,7 @@ COMMANDS = (
         ),
         examples=(
             "vla-mot data stats data.root=outputs/conveyor chunk_size=12 output=outputs/stats.json",
-            "vla-mot data stats data=conveyors data.root=outputs/data jobs=2 output=outputs/stats.json",
+            "vla-mot data stats data=conveyors data.root=outputs/data chunk_size=12 jobs=2 output=outputs/stats.json",
         ),
     ),
     Command(
@@ -300,11 +296,6 @@ COMMANDS = (
             ("backbone", "qwen3_vl_tiny", "another understanding expert (conf/backbone/)"),
             ("embodiment", "conveyor", "the robot of the dataset (conf/embodiment/)"),
             ("train.steps", "60000", "optimizer steps; further train.* in conf/train/"),
-            (
-                "dry_run",
-                "false",
-                "true: only say batch, tokens, FLOPs and memory of a step; with ranks=64, say",
-            ),
             (
                 "foresight.offset_frames",
                 "6",

@@ -11,6 +11,7 @@ from vla_mot.commands import folders
 from vla_mot.commands.console import console, show_library_log
 from vla_mot.commands.settings import section
 from vla_mot.errors import ConfigError, nearest
+from vla_mot.evaluate.foresight_report import ForesightReport
 from vla_mot.evaluate.report import ReportContent, write_report
 from vla_mot.evaluate.results import RESULTS_FILE, Arm, Evaluation, find_evaluations
 from vla_mot.train.log import read_log, run_pictures
@@ -73,19 +74,21 @@ class Collected:
 def collect(folder: Path) -> Collected | None:
     """Join every evaluation found below `folder` (not those inside another one); None when there is none.
 
-    The trained policy's arm comes first. Arms of the same name are told apart by their folder.
+    The trained policy's arm comes first. Arms of the same name, and what they do not have in common of how they were
+    made, are told apart by their folder; of several foresights the first is shown, and its folder named.
     """
     arms: dict[str, Arm] = {}
     filmed: dict[str, list[Path]] = {}
-    foresight, provenance = None, dict[str, str]()
+    made: dict[str, Mapping[str, str]] = {}
+    foresight: dict[str, ForesightReport] = {}
     for place in find_evaluations(folder):
-        evaluation = Evaluation.load(place)
-        foresight = foresight or evaluation.foresight
-        provenance |= evaluation.provenance
+        evaluation, where = Evaluation.load(place), str(place.relative_to(folder))
+        made[where] = evaluation.provenance
+        if evaluation.foresight is not None:
+            foresight[where] = evaluation.foresight
         for arm in evaluation.arms:
             films = _films(place, arm, len(evaluation.arms))
             if arm.name in arms:
-                where = str(place.relative_to(folder))
                 arm = replace(arm, name=f"{arm.name} {where}", label=f"{arm.label} ({where})")
             arms[arm.name], filmed[arm.name] = arm, films
     if not arms:
@@ -93,7 +96,23 @@ def collect(folder: Path) -> Collected | None:
     ordered = sorted(arms.values(), key=lambda arm: arm.name != "policy")
     shown = next((arm for arm in ordered if filmed[arm.name]), ordered[0])
     captions = {f"{shown.label}, episode {film.stem}": film for film in filmed[shown.name][:_FILMS]}
-    return Collected(Evaluation(tuple(ordered), foresight, provenance), captions)
+    provenance = _made(made)
+    if len(made) > 1 and foresight:
+        first, *others = foresight
+        provenance["foresight"] = first + (f" (not shown: {', '.join(others)})" if others else "")
+    return Collected(Evaluation(tuple(ordered), next(iter(foresight.values()), None), provenance), captions)
+
+
+def _made(told: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """How evaluations were made: once what all say alike, under the name of its folder what they do not."""
+    joined: dict[str, str] = {}
+    for key in dict.fromkeys(key for facts in told.values() for key in facts):
+        values = {where: facts.get(key) for where, facts in told.items()}
+        if len(set(values.values())) == 1:
+            joined[key] = next(facts[key] for facts in told.values())
+        else:
+            joined |= {f"{where}: {key}": value for where, value in values.items() if value is not None}
+    return joined
 
 
 def _films(place: Path, arm: Arm, arms: int) -> list[Path]:

@@ -9,18 +9,19 @@ from pathlib import Path
 
 from vla_mot.commands.folders import read_config
 from vla_mot.commands.main import STOPPED
-from vla_mot.errors import ConfigError
+from vla_mot.errors import CheckpointError, ConfigError
 from vla_mot.train.log import read_log
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 def run_script(main: Callable[[list[str]], None]) -> None:
-    """Run a script that goes on where it was; SIGTERM and Ctrl-C end it in order, a ConfigError in a sentence."""
+    """Run a script that goes on where it was; SIGTERM and Ctrl-C end it in order, a ConfigError or CheckpointError in
+    a sentence."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     try:
         main(sys.argv[1:])
-    except ConfigError as error:
+    except (CheckpointError, ConfigError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on")

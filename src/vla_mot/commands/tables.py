@@ -55,9 +55,10 @@ def _success(arm: Arm) -> tuple[str, str]:
 
 def show_foresight(report: ForesightReport) -> None:
     """Print, per view, the error where something moves, its ratio to the foresight's, and the picture's PSNR."""
+    seen = " that training may have seen" if report.trained_on else ""
     table = Table(
         title=f"Foresight {report.offset_frames} frames ahead, on {report.samples} frames of {report.episodes} "
-        "episodes in which something moves",
+        f"episodes{seen} in which something moves",
         title_justify="left",
     )
     table.add_column("view")
@@ -73,7 +74,8 @@ def show_foresight(report: ForesightReport) -> None:
         for method, label in METHOD_LABELS.items():
             moving, whole = report.score(view, "moving", method), report.score(view, "whole", method)
             psnr = "" if whole.psnr is None else f"{whole.psnr.value:.1f} dB"
-            table.add_row(view, label, _span(moving.mse), _span(moving.ratio), _span(whole.mse), psnr)
+            spans = (_short(part, ".3f") for part in (moving.mse, moving.ratio, whole.mse))
+            table.add_row(view, label, *spans, psnr)
         table.add_section()
     console.print(table)
 
@@ -130,7 +132,3 @@ def _short(interval: Interval, form: str = ".3g") -> str:
     if math.isnan(interval.low):
         return f"{interval.value:{form}}"
     return f"{interval.value:{form}} ({interval.low:{form}} … {interval.high:{form}})"
-
-
-def _span(interval: Interval) -> str:
-    return f"{interval.value:.3f} ({interval.low:.3f} … {interval.high:.3f})"

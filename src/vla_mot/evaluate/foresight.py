@@ -32,7 +32,7 @@ from vla_mot.evaluate.foresight_report import (
     ForesightReport,
     ForesightScore,
 )
-from vla_mot.evaluate.intervals import Interval, percentile_interval, resampled
+from vla_mot.evaluate.intervals import Interval, episode_weights, over_episodes
 from vla_mot.model.model import VlaMotModel
 from vla_mot.robots.images import to_bytes, to_unit
 
@@ -40,9 +40,16 @@ MOVING = 0.5
 """Change of a latent cell that counts as moving, in the units of the latents (the DCT tokenizer's deviate by 1)."""
 
 
+class NothingToForeseeError(ValueError):
+    """A dataset on which foresight cannot be scored: no frame has a future, or nothing moves."""
+
+
 @torch.no_grad()
 def mean_future_latents(model: VlaMotModel, batches: Iterable[Batch]) -> Tensor:
-    """Mean latents `(V, C, h, w)` of the real future frames of the training data. Raises ValueError without any."""
+    """Mean latents `(V, C, h, w)` of the real future frames of the training data.
+
+    Raises NothingToForeseeError without any.
+    """
     total, count = torch.zeros(()), torch.zeros(())
     for batch in batches:
         batch = batch.to(_device(model))
@@ -51,7 +58,9 @@ def mean_future_latents(model: VlaMotModel, batches: Iterable[Batch]) -> Tensor:
         total = total + (latents * seen[:, :, None, None, None]).sum(0)
         count = count + seen.sum(0)
     if not bool((count > 0).any()):
-        raise ValueError("no real future frame in the training batches.")
+        raise NothingToForeseeError(
+            "no real future frame in the training batches: every episode ends before one."
+        )
     return (total / count.clamp(min=1)[:, None, None, None]).float()
 
 
@@ -63,6 +72,7 @@ def score_foresight(
     view_names: Sequence[str],
     *,
     offset_frames: int | None = None,
+    trained_on: bool = False,
     threshold: float = MOVING,
     num_examples: int = 4,
     seed: int = 0,
@@ -70,11 +80,12 @@ def score_foresight(
     """Score a model's foresight on batches of (batch, episode number `(B,)` int64).
 
     mean_latents: see `mean_future_latents`. view_names: V names, one per camera slot of the batches.
-    offset_frames: m of the robot, which the report says; None: the model's.
+    offset_frames: m of the robot, which the report says; None: the model's. trained_on: whether training may have seen
+        these episodes, which the report says.
     threshold: movement of a latent cell, in the units of the latents (those of the DCT tokenizer have deviation 1).
     num_examples: episodes of which the sample with most movement is kept as pictures, in order of appearance.
-    seed: of the bootstrap. Raises ValueError when nothing moves in any sample, ConfigError for a model that foresees
-    nothing.
+    seed: of the bootstrap. Raises NothingToForeseeError when nothing moves in any sample, ConfigError for a model that
+    foresees nothing.
     """
     sums = _Sums(len(view_names))
     album = _Album(view_names, num_examples)
@@ -85,7 +96,7 @@ def score_foresight(
         sums.add(latents, _picture_errors(model, batch, latents), moved, episodes)
         album.add(model, batch, latents, moved, episodes)
     if not sums.samples:
-        raise ValueError(
+        raise NothingToForeseeError(
             f"nothing moves by more than {threshold} in any sample: there is nothing to foresee."
         )
     return ForesightReport(
@@ -94,6 +105,7 @@ def score_foresight(
         episodes=len(sums.by_episode),
         offset_frames=offset_frames or model.config.offset_frames,
         threshold=threshold,
+        trained_on=trained_on,
         examples=tuple(album.examples()),
     )
 
@@ -181,32 +193,36 @@ class _Sums:
         """Means and intervals of every view, region and method; views in which nothing moves are left out."""
         table = np.stack(list(self.by_episode.values()))  # (E, V, 3·(M + 1))
         table = table.reshape(*table.shape[:2], 3, len(METHODS) + 1)
-        draws = table[resampled(len(table), seed=seed)].sum(1)  # (R, V, 3, M + 1)
+        draws = np.tensordot(episode_weights(len(table), seed), table, 1)  # (R, V, 3, M + 1)
         total = table.sum(0)
         found = []
         for view, name in enumerate(view_names):
-            if not total[view, 0, -1]:
+            episodes = int((table[:, view, 0, -1] > 0).sum())
+            if not episodes:
                 continue
             for region, region_name in enumerate(REGIONS):
                 for method, method_name in enumerate(METHODS):
-                    scores = _intervals(total[view], draws[:, view], region, method)
+                    scores = _intervals(total[view], draws[:, view], region, method, episodes)
                     found.append(ForesightScore(name, region_name, method_name, *scores))
         return found
 
 
 def _intervals(
-    total: np.ndarray, draws: np.ndarray, region: int, method: int
+    total: np.ndarray, draws: np.ndarray, region: int, method: int, episodes: int
 ) -> tuple[Interval, Interval, Interval | None]:
-    """mse, ratio and psnr from sums `(3, M + 1)` and their resamples `(R, 3, M + 1)`; the last column counts."""
+    """mse, ratio and psnr from sums `(3, M + 1)` and their resamples `(R, 3, M + 1)`; the last column counts.
+
+    episodes: in which something moves.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         mse = [part[..., region, method] / part[..., region, -1] for part in (total, draws)]
         ratio = [part[..., region, method] / part[..., region, 0] for part in (total, draws)]
         psnr = [-10 * np.log10(part[..., 2, method] / part[..., 2, -1]) for part in (total, draws)]
     whole = REGIONS[region] == "whole"
     return (
-        percentile_interval(float(mse[0]), mse[1]),
-        percentile_interval(float(ratio[0]), ratio[1]),
-        percentile_interval(float(psnr[0]), psnr[1]) if whole and math.isfinite(psnr[0]) else None,
+        over_episodes(mse[0], mse[1], episodes),
+        over_episodes(ratio[0], ratio[1], episodes),
+        over_episodes(psnr[0], psnr[1], episodes) if whole and math.isfinite(psnr[0]) else None,
     )
 
 

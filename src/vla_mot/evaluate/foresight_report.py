@@ -1,6 +1,7 @@
 """What scoring foresight found: numbers with intervals and a few pictures, saved as JSON and NPZ and loaded again."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vla_mot.evaluate.intervals import Interval
+from vla_mot.hub.files import write_json
 
 METHOD_LABELS = {
     "foresight": "foreseen",
@@ -28,7 +30,7 @@ class ForesightScore:
 
     mse: mean squared latent error. ratio: this method's error over the foresight's, paired (above 1: foresight is
     better). psnr: of the decoded pictures in dB against the true ones (region `whole` only, else None).
-    All with 95 % intervals from a bootstrap over episodes.
+    All with 95 % intervals from a bootstrap over episodes; without ends where something moves in one episode only.
     """
 
     view: str
@@ -68,7 +70,10 @@ class ForesightExample:
 @dataclass(frozen=True)
 class ForesightReport:
     """Scores for every (view, region, method), with the number of samples in which something moves and of their
-    episodes, the offset m in frames, the threshold of movement, and example pictures."""
+    episodes, the offset m in frames, the threshold of movement, and example pictures.
+
+    trained_on: whether training may have seen these episodes, for none is known to be held out.
+    """
 
     scores: tuple[ForesightScore, ...]
     samples: int
@@ -76,6 +81,7 @@ class ForesightReport:
     offset_frames: int
     threshold: float
     examples: tuple[ForesightExample, ...] = ()
+    trained_on: bool = False
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -90,22 +96,25 @@ class ForesightReport:
         raise KeyError(f"no score for {view!r}, {region!r}, {method!r}")
 
     def save(self, folder: Path) -> None:
-        """Write `foresight.json` and, with the pictures, `foresight.npz`."""
+        """Write `foresight.npz`, which has the pictures, and then `foresight.json`: where that is, both are whole."""
         content = {
             "offset_frames": self.offset_frames,
             "threshold": self.threshold,
             "samples": self.samples,
             "episodes": self.episodes,
+            "trained_on": self.trained_on,
             "scores": [score.to_dict() for score in self.scores],
             "examples": [{"view": example.view, "episode": example.episode} for example in self.examples],
         }
-        (folder / SCORES_FILE).write_text(json.dumps(content, indent=2) + "\n")
         pictures = {
             f"{number}/{name}": getattr(example, name)
             for number, example in enumerate(self.examples)
             for name in _PICTURES
         }
         np.savez_compressed(folder / PICTURES_FILE, **pictures)
+        unfinished = folder / f".{SCORES_FILE}.unfinished"
+        write_json(unfinished, content)
+        os.replace(unfinished, folder / SCORES_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "ForesightReport | None":

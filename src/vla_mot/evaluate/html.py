@@ -5,6 +5,7 @@ Every function returns HTML; what is called `text` is escaped, what is called `c
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -47,6 +48,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, emphasize_first
 def number(text: str, *, dim: bool = False) -> str:
     """A cell with a number."""
     return f'<td class="num{" dim" if dim else ""}">{escape(text)}</td>'
+
+
+def top(interval: Interval) -> float:
+    """The larger of what `interval_bar` draws of an interval."""
+    return max((end for end in (interval.value, interval.high) if math.isfinite(end)), default=0.0)
 
 
 def interval_bar(interval: Interval, largest: float, *, accent: bool) -> str:

@@ -6,6 +6,7 @@ Legend: `E` episodes, `R` bootstrap resamples.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+_ROUNDING = 1e-12
+"""Clusters that differ by no more are the same number, reached in two ways."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Interval:
 class PairedDifference:
     """Success of one controller minus that of another in the same episodes.
 
-    difference: of the two rates, with a bootstrap interval over episodes.
+    difference: of the two rates, with a bootstrap interval over episodes; where all episodes differ alike, so that its
+        resamples would too, with Newcombe's.
     only_first, only_second: episodes in which only that one succeeded.
     p_value: two-sided exact McNemar test of "neither is better".
     """
@@ -90,14 +94,44 @@ def paired_difference(
         raise ValueError(f"paired episodes are needed, got {len(first)} and {len(second)}.")
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     gain = a.astype(np.float64) - b.astype(np.float64)
-    means = gain[resampled(len(gain), seed=seed)].mean(axis=1)
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    return PairedDifference(
-        difference=percentile_interval(float(gain.mean()), means, confidence),
-        only_first=only_first,
-        only_second=only_second,
-        p_value=_mcnemar(only_first, only_second),
-    )
+    both, only_first, only_second = (int(which.sum()) for which in (a & b, a & ~b, b & ~a))
+    if np.ptp(gain) > 0:
+        means = gain[resampled(len(gain), seed=seed)].mean(axis=1)
+        difference = percentile_interval(float(gain.mean()), means, confidence)
+    else:
+        neither = len(gain) - both - only_first - only_second
+        difference = newcombe(both, only_first, only_second, neither, confidence)
+    return PairedDifference(difference, only_first, only_second, _mcnemar(only_first, only_second))
+
+
+def newcombe(
+    both: int, only_first: int, only_second: int, neither: int, confidence: float = CONFIDENCE
+) -> Interval:
+    """Difference of two rates of the same trials, counted by who succeeded; at least one trial.
+
+    Method 10 of Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
+    paired data" (1998): Wilson's intervals of both rates, squared and added, less what their correlation φ saves.
+    """
+    trials = both + only_first + only_second + neither
+    first, second = (wilson(both + only, trials, confidence) for only in (only_first, only_second))
+    phi = _correlation(both, only_first, only_second, neither)
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    value = (only_first - only_second) / trials
+    low = value - reach(first.value - first.low, second.high - second.value)
+    high = value + reach(first.high - first.value, second.value - second.low)
+    return Interval(value, low, high)
+
+
+def _correlation(both: int, only_first: int, only_second: int, neither: int) -> float:
+    """φ with Newcombe's correction for continuity where it is positive; 0 where a rate is 0 or 1."""
+    sums = (both + only_first, only_second + neither, both + only_second, only_first + neither)
+    product = float(both * neither - only_first * only_second)
+    if product > 0:
+        product = max(0.0, product - sum(sums[:2]) / 2)
+    return product / math.sqrt(math.prod(sums)) if all(sums) else 0.0
 
 
 def clustered(
@@ -108,13 +142,13 @@ def clustered(
     """Mean of one number per cluster with Student's t interval: how far the mean of other clusters would be.
 
     A cluster is what is drawn anew as a whole, such as a training seed with all the episodes that its policy drove. One
-    cluster alone gives nothing to judge by: the ends are NaN. within: what is possible, where the ends are cut.
-    Raises ValueError without any cluster.
+    cluster alone gives nothing to judge by, nor do several without any spread, such as three seeds that always succeed:
+    the ends are NaN. within: what is possible, where the ends are cut. Raises ValueError without any cluster.
     """
     if not len(values):
         raise ValueError("at least one cluster is needed, got none.")
     mean, count = float(np.mean(values)), len(values)
-    if count == 1:
+    if np.ptp(values) <= _ROUNDING:
         return Interval(mean, math.nan, math.nan)
     half = (
         student_quantile(0.5 + confidence / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
@@ -168,6 +202,20 @@ def _student_cdf(t: float, degrees: int) -> float:
 def resampled(units: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Row numbers `(R, units)` of a bootstrap over units, the same for the same seed."""
     return np.random.default_rng(seed).integers(units, size=(resamples, units))
+
+
+@lru_cache(maxsize=4)
+def episode_weights(episodes: int, seed: int = 0) -> np.ndarray:
+    """`(R, E)`: how often each bootstrap resample draws each episode."""
+    counted = [np.bincount(draw, minlength=episodes) for draw in resampled(episodes, seed=seed)]
+    return np.stack(counted).astype(np.float64)
+
+
+def over_episodes(value: float, draws: np.ndarray, episodes: int) -> Interval:
+    """The interval of a value from its resamples `(R,)`; without ends where there is one episode, which tells none."""
+    return (
+        percentile_interval(float(value), draws) if episodes > 1 else Interval(float(value), *2 * (math.nan,))
+    )
 
 
 def percentile_interval(value: float, draws: np.ndarray, confidence: float = CONFIDENCE) -> Interval:

@@ -1,4 +1,6 @@
-"""Any policy of LeRobot in our closed loop: the yardsticks beside ours, on the same seeds and pictures.
+"""Policies of LeRobot in our closed loop: the yardsticks beside ours, on the same seeds and pictures.
+
+Those that predict chunks of `chunk_size` from one observation: ACT, SmolVLA, the π0 family and others, not Diffusion.
 
 Legend: `B` robots, `L` chunk steps, `D` action dims.
 """
@@ -18,10 +20,11 @@ from vla_mot.robots.images import to_unit
 
 
 class LeRobotController:
-    """A checkpoint of LeRobot that predicts chunks (`predict_action_chunk`), with its own processors.
+    """A checkpoint of LeRobot that predicts chunks from the present observation alone, with its own processors.
 
     folder: a `pretrained_model` of `lerobot-train`. n_action_steps: how many of each chunk are executed; None: as the
         checkpoint says. Every robot's chunk begins with its episode, so all plan at the same steps.
+    Raises ConfigError for a policy that has no `chunk_size` or looks at several observations, which nobody keeps here.
     """
 
     def __init__(self, folder: Path, n_action_steps: int | None = None, device: str = "cpu") -> None:
@@ -29,6 +32,12 @@ class LeRobotController:
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
         config = PreTrainedConfig.from_pretrained(folder)
+        if not hasattr(config, "chunk_size") or config.n_obs_steps != 1:
+            raise ConfigError(
+                "a policy of LeRobot that predicts chunks (chunk_size) from one observation (n_obs_steps=1) is needed, "
+                f"such as act or smolvla; {folder} holds one of type {config.type!r} with n_obs_steps="
+                f"{config.n_obs_steps} and {'a' if hasattr(config, 'chunk_size') else 'no'} chunk_size."
+            )
         config.device, config.pretrained_path = device, folder
         self.policy = get_policy_class(config.type).from_pretrained(folder, config=config)
         self.policy.eval()

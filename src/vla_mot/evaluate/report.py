@@ -10,7 +10,7 @@ from vla_mot.evaluate import html, training_sections
 from vla_mot.evaluate.curves import learning_curves
 from vla_mot.evaluate.foresight_report import METHOD_LABELS, ForesightExample, ForesightReport
 from vla_mot.evaluate.results import Arm, Evaluation
-from vla_mot.evaluate.wording import difference, duration, percent, percents, points, psnr, sentence
+from vla_mot.evaluate.wording import difference, duration, ends, percent, percents, points, psnr, sentence
 
 VERDICT_COLOURS = {
     "success": "var(--accent)",
@@ -132,8 +132,8 @@ def _success(evaluation: Evaluation) -> str:
     ]
     return html.section(
         "Closed loop",
-        "Intervals are Wilson's; differences are over the seeds that both rows ran, bootstrapped over episodes. "
-        "Verdicts are the environment's own.",
+        "Intervals are Wilson's; differences are over the episodes that both rows ran, bootstrapped over them (where "
+        "all differ alike: Newcombe's interval). Verdicts are the environment's own.",
         html.table(head, rows, emphasize_first=True),
         _by_task(evaluation.arms[0]),
         "<h3>How episodes ended</h3>",
@@ -218,11 +218,12 @@ def _foresight(report: ForesightReport) -> str:
         "moving": f"Only latent cells that change by more than {report.threshold:g}",
         "whole": "The whole picture, in samples where something moves",
     }
+    seen = " that training may have seen" if report.trained_on else ""
     tables = [f"<h3>{escape(note)}</h3>{_score_table(report, region)}" for region, note in notes.items()]
     return html.section(
         "Foresight, scored",
         f"Mean squared error of latents (lower is better) over {report.samples:,} samples of {report.episodes} "
-        "episodes, with 95\u00a0% intervals from a bootstrap over episodes; × is this row's error over "
+        f"episodes{seen}, with 95\u00a0% intervals from a bootstrap over episodes; × is this row's error over "
         "foresight's, paired. History replaced: the present frame stands in for the past one. Copying cannot do well "
         "where cells were chosen because they change; that is why the whole picture and the other rows are there.",
         *tables,
@@ -234,7 +235,7 @@ def _score_table(report: ForesightReport, region: str) -> str:
     for view in report.views:
         head += [view, "error", "95\u00a0% interval", "×"] + (["PSNR"] if region == "whole" else [])
     largest = {
-        view: max(report.score(view, region, method).mse.high for method in METHOD_LABELS)
+        view: max(html.top(report.score(view, region, method).mse) for method in METHOD_LABELS)
         for view in report.views
     }
     rows = []
@@ -245,7 +246,7 @@ def _score_table(report: ForesightReport, region: str) -> str:
             row += [
                 html.interval_bar(score.mse, largest[view], accent=method == "foresight"),
                 html.number(f"{score.mse.value:.3f}"),
-                html.number(f"{score.mse.low:.3f} … {score.mse.high:.3f}", dim=True),
+                html.number(ends(score.mse, ".3f"), dim=True),
                 html.number(f"{score.ratio.value:.2f}"),
             ]
             if region == "whole":

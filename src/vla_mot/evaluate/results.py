@@ -64,6 +64,10 @@ class Arm:
         """How many episodes succeeded."""
         return sum(episode.success for episode in self.episodes)
 
+    def by_scene(self) -> dict[tuple[int, str], EpisodeResult]:
+        """Seed and task, which make a scene → its episode."""
+        return {(episode.seed, episode.task): episode for episode in self.episodes}
+
     def by_task(self) -> dict[str, "Arm"]:
         """Task → this controller over its episodes, in alphabetical order."""
         tasks = sorted({episode.task for episode in self.episodes})
@@ -103,9 +107,9 @@ class Evaluation:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def comparisons(self) -> dict[str, PairedDifference]:
-        """Arm name → the first arm's success minus this arm's, over the seeds that both ran, if there are any."""
-        first = {episode.seed for episode in self.arms[0].episodes} if self.arms else set()
-        paired = (arm for arm in self.arms[1:] if any(episode.seed in first for episode in arm.episodes))
+        """Arm name → the first arm's success minus this arm's, over the episodes that both ran, if there are any."""
+        first = set(self.arms[0].by_scene()) if self.arms else set()
+        paired = (arm for arm in self.arms[1:] if first & arm.by_scene().keys())
         return {arm.name: compare(self.arms[0], arm) for arm in paired}
 
     def save(self, folder: Path) -> None:
@@ -146,10 +150,15 @@ def find_evaluations(folder: Path) -> list[Path]:
 
 
 def compare(first: Arm, second: Arm) -> PairedDifference:
-    """The first arm's success minus the second's over the seeds that both ran. Raises ValueError if there are none."""
-    theirs = {episode.seed: episode.success for episode in second.episodes}
-    both = [(mine.success, theirs[mine.seed]) for mine in first.episodes if mine.seed in theirs]
-    return paired_difference([mine for mine, _ in both], [other for _, other in both])
+    """The first arm's success minus the second's over the episodes (seed and task) that both ran.
+
+    Raises ValueError if there are none.
+    """
+    mine, theirs = first.by_scene(), second.by_scene()
+    both = [scene for scene in mine if scene in theirs]
+    return paired_difference(
+        [mine[scene].success for scene in both], [theirs[scene].success for scene in both]
+    )
 
 
 def _read_arm(spec: Mapping[str, Any], episodes: list[EpisodeResult]) -> Arm:

@@ -40,12 +40,16 @@ class EpisodeVideo:
         self._frames.append(np.asarray(sheet))
 
     def write(self, path: Path, fps: int) -> None:
-        """Write the mp4, making its folder if needed."""
-        write_video(path, self._frames, fps)
+        """Write the mp4, making its folder if needed. Nothing is foreseen at first where chunks come late: those
+        steps get an empty row below, as high as that of the others."""
+        height = max((len(frame) for frame in self._frames), default=0)
+        write_video(path, [_padded(frame, height) for frame in self._frames], fps)
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
-    """Write `(H, W, 3)` uint8 frames of even height and width, all of one size."""
+    """Write `(H, W, 3)` uint8 frames of even height and width. Raises ValueError unless all are of one size."""
+    if len(sizes := {frame.shape for frame in frames}) != 1:
+        raise ValueError(f"the frames of {path} must be of one size, got {sorted(sizes) or 'none'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w") as container:
@@ -55,6 +59,12 @@ def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def _padded(frame: np.ndarray, height: int) -> np.ndarray:
+    sheet = np.full((height, *frame.shape[1:]), _PAPER, dtype=np.uint8)
+    sheet[: len(frame)] = frame
+    return sheet
 
 
 def _tile(picture: np.ndarray) -> Image.Image:

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import math
+
 import numpy as np
 
 from vla_mot.evaluate.intervals import Interval, PairedDifference
@@ -13,6 +15,11 @@ def percent(share: float) -> str:
 def percents(interval: Interval) -> str:
     """The ends of an interval: `74 … 89 %`."""
     return f"{100 * interval.low:.0f} … {100 * interval.high:.0f}\u00a0%"
+
+
+def ends(interval: Interval, form: str = ".3g") -> str:
+    """The ends of an interval: `0.74 … 0.89`, or `–` where nothing is known of them."""
+    return "–" if math.isnan(interval.low) else f"{interval.low:{form}} … {interval.high:{form}}"
 
 
 def points(share: float) -> str:

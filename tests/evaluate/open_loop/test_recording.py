@@ -31,8 +31,22 @@ def column(tables: list, name: str) -> list:
 def test_it_is_one_recording_and_how_to_look_at_it(written):
     reader = experimental.RrdReader(written)
     (recording,), (blueprint,) = reader.recordings(), reader.blueprints()
-    assert (recording.application_id, recording.recording_id) == (APPLICATION, "mine")
-    assert blueprint.application_id == APPLICATION
+    assert recording.application_id == blueprint.application_id == APPLICATION
+
+
+def test_two_recordings_of_one_name_are_two(written, result, tmp_path):
+    """The viewer merges recordings of one id."""
+    other = write_recording(result, tmp_path / "b.rrd", "mine")
+    first, second = (experimental.RrdReader(path).recordings()[0] for path in (written, other))
+    assert first.recording_id != second.recording_id
+    names = [
+        name
+        for chunk in experimental.RrdReader(other).stream()
+        for column in chunk.to_record_batch().schema.names
+        if column == "RecordingInfo:name"
+        for (name,) in chunk.to_record_batch().column(column).to_pylist()
+    ]
+    assert names == ["mine"]
 
 
 def test_actions_are_curves(chunks, result):

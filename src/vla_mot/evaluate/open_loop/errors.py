@@ -10,17 +10,15 @@ Legend: `B` moments, `E` episodes, `M` methods, `K` kinds (absolute, squared), `
 `R` bootstrap resamples.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla_mot.evaluate.intervals import Interval, percentile_interval, resampled
+from vla_mot.evaluate.intervals import Interval, episode_weights, over_episodes
 from vla_mot.robots.dimensions import ActionDimension, action_dimensions
 from vla_mot.robots.normalization import EPS
 from vla_mot.robots.robot import Robot
@@ -195,17 +193,3 @@ class ErrorSums:
             counts=np.stack([counts for _, counts in found]),
             moments=self.moments,
         )
-
-
-@lru_cache(maxsize=4)
-def episode_weights(episodes: int) -> np.ndarray:
-    """`(R, E)`: how often each bootstrap resample draws each episode."""
-    counted = [np.bincount(draw, minlength=episodes) for draw in resampled(episodes)]
-    return np.stack(counted).astype(np.float64)
-
-
-def over_episodes(value: float, draws: np.ndarray, episodes: int) -> Interval:
-    """The interval of a value from its resamples `(R,)`; without ends where there is one episode, which tells none."""
-    return (
-        percentile_interval(float(value), draws) if episodes > 1 else Interval(float(value), *2 * (math.nan,))
-    )

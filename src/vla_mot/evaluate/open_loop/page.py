@@ -15,7 +15,7 @@ from vla_mot.evaluate.open_loop.pictures import METHODS, PictureScores
 from vla_mot.evaluate.open_loop.plots import draw_chunks, draw_horizon
 from vla_mot.evaluate.open_loop.results import DatasetResult, OpenLoopResult
 from vla_mot.evaluate.open_loop.traces import Moment, Trace
-from vla_mot.evaluate.wording import counted, psnr
+from vla_mot.evaluate.wording import counted, ends, psnr
 
 PAGE_FILE, PLOTS_FOLDER = "open_loop.html", "plots"
 _HEAD = (
@@ -103,7 +103,7 @@ def _actions(result: OpenLoopResult, name: str, plots: Path) -> Iterator[str]:
 
 def _table(errors: ActionErrors, groups: Sequence[Group]) -> str:
     scores = [(group.label, errors.score(group), errors.score(group, "hold")) for group in groups]
-    largest = max([1.0, *(_top(mine.times) for _, mine, _ in scores)])
+    largest = max([1.0, *(html.top(mine.times) for _, mine, _ in scores)])
     rows = [_row(label, mine, held, largest, first=n == 0) for n, (label, mine, held) in enumerate(scores)]
     return f'<div class="scores">{html.table(_HEAD, rows)}</div>'
 
@@ -114,9 +114,9 @@ def _row(label: str, mine: Score, held: Score, largest: float, *, first: bool) -
         escape(label),
         html.interval_bar(bar, largest, accent=first),
         html.number(_times(mine.times.value)),
-        html.number(_ends(mine.times), dim=True),
+        html.number(ends(mine.times), dim=True),
         html.number(f"{mine.mse.value:.3g}"),
-        html.number(_ends(mine.mse), dim=True),
+        html.number(ends(mine.mse), dim=True),
         html.number(f"{mine.mae.value:.3g}"),
         html.number(f"{held.mae.value:.3g}", dim=True),
     ]
@@ -128,7 +128,7 @@ def _by_dataset(datasets: Sequence[DatasetResult]) -> str:
         assert found.errors is not None
         scaled = found.errors.groups()[-1]
         scores.append((found.dataset, found.errors.score(scaled), found.errors.score(scaled, "hold")))
-    largest = max([1.0, *(_top(mine.times) for _, mine, _ in scores)])
+    largest = max([1.0, *(html.top(mine.times) for _, mine, _ in scores)])
     rows = [_row(label, mine, held, largest, first=False) for label, mine, held in scores]
     return f'<h3>Per dataset, in deviations</h3><div class="scores">{html.table(_HEAD, rows)}</div>'
 
@@ -164,9 +164,9 @@ def _picture_table(pictures: PictureScores) -> str:
                 [
                     escape(f"{camera}: {label}"),
                     html.number(_decibels(score.psnr.value)),
-                    html.number(_ends(score.psnr, ".1f"), dim=True),
+                    html.number(ends(score.psnr, ".1f"), dim=True),
                     html.number(f"{score.ssim.value:.3f}"),
-                    html.number(_ends(score.ssim, ".3f"), dim=True),
+                    html.number(ends(score.ssim, ".3f"), dim=True),
                     html.number(f"{pictures.pictures(camera):,}", dim=True),
                 ]
             )
@@ -255,17 +255,6 @@ def _figure(path: Path, text: str) -> str:
 def _file(name: str) -> str:
     """A name that may hold slashes, as part of a file's."""
     return name.strip("/").replace("/", "__")
-
-
-def _ends(interval: Interval, form: str = ".3g") -> str:
-    if math.isnan(interval.low):
-        return "–"
-    return f"{interval.low:{form}} … {interval.high:{form}}"
-
-
-def _top(interval: Interval) -> float:
-    """The larger of what is drawn of an interval."""
-    return max((end for end in (interval.value, interval.high) if math.isfinite(end)), default=0.0)
 
 
 def _times(value: float) -> str:

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from vla_mot.evaluate.foresight import true_pictures
-from vla_mot.evaluate.intervals import Interval
-from vla_mot.evaluate.open_loop.errors import episode_weights, over_episodes
+from vla_mot.evaluate.intervals import Interval, episode_weights, over_episodes
 from vla_mot.evaluate.open_loop.recorded import Recorded
 from vla_mot.evaluate.picture_scores import mean_squared_error, peak_ratio, structural_similarity
 from vla_mot.model.model import VlaMotModel

@@ -7,6 +7,7 @@ Chunks that overlap have lanes of their own, `predicted_0`, `predicted_1`, …, 
 Time lines: `frame`, counted from the episode's start, and `seconds`.
 """
 
+import uuid
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -32,11 +33,15 @@ def require_rerun() -> None:
 
 
 def write_recording(result: OpenLoopResult, path: Path, name: str) -> Path:
-    """Write every drawn episode into an `.rrd` file, for `rerun <file>`; returns the path. name: of the recording."""
+    """Write every drawn episode into an `.rrd` file, for `rerun <file>`; returns the path.
+
+    name: of the recording, as the viewer shows it. Its id is its own, for the viewer merges what has one id.
+    """
     import rerun as rr
 
-    with rr.RecordingStream(APPLICATION, recording_id=name) as stream:
+    with rr.RecordingStream(APPLICATION, recording_id=uuid.uuid4()) as stream:
         stream.save(path, default_blueprint=_blueprint(result))
+        stream.send_recording_name(name)
         for found in result.datasets:
             for trace in found.traces:
                 _write_actions(stream, found, trace)
