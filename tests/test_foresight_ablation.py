@@ -126,8 +126,8 @@ def test_the_table_says_what_was_found(tmp_path):
     lines = [line.strip("|").split("|") for line in TOOL["table"](json.loads(json.dumps(found))).splitlines()]
     assert [cell.strip() for cell in lines[2][:3]] == [
         "foresight, A − C",
-        "+25.0 (25.0 … 25.0)",
-        "+0.0 (0.0 … 0.0)",
+        "+25.0 (not known)",
+        "+0.0 (not known)",
     ]
     full, less = ([cell.strip() for cell in line] for line in (lines[6], lines[7]))
     assert full[1] == "87.5 % (0.0 … 100.0)" and full[-3:] == ["1.10", "0.200", "50"]
@@ -171,7 +171,7 @@ def test_killed_on_its_way_it_goes_on_with_what_is_there(tmp_path, capsys):
     assert all(torch.equal(weight, full[name]) for name, weight in less.items()) and len(less) < len(full)
     assert (tmp_path / "evaluation" / "A-0" / "000004-dynamic" / "foresight.json").is_file()
     table = (tmp_path / "table.md").read_text()
-    assert re.search(r"generation expert, A − B \| [+-]\d+\.\d \(one seed\)", table)
+    assert re.search(r"generation expert, A − B \| [+-]\d+\.\d \(not known\)", table)
     assert (tmp_path / "ablation.png").is_file() and json.loads((tmp_path / "results.json").read_text())[
         "effects"
     ]

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import HeaderParser
 from importlib.metadata import distributions
@@ -53,6 +54,15 @@ def test_wheel_is_complete(wheel, repository):
     assert f"vla_mot-{__version__}.dist-info/licenses/LICENSE" in names
     ours = ("vla_mot/", f"vla_mot-{__version__}.dist-info/")
     assert not [name for name in names if not name.startswith(ours)]
+
+
+def test_the_source_archive_holds_what_the_readme_speaks_of(repository, tmp_path):
+    run([*UV, "build", "--sdist", "--no-build-isolation", "--out-dir", tmp_path, repository], repository)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    kept = run(["git", "ls-files"], repository).splitlines()
+    left_out = {name for name in kept if name not in names and not name.startswith(".")}
+    assert left_out == set()
 
 
 def test_wheel_metadata(wheel):
