@@ -255,6 +255,7 @@ def test_what_does_not_fit_is_found_before_anything_is_counted(pretraining, vla_
         ("data.shards=2", "data.workers=3"): "cannot be shared evenly by 3 workers",
         ("model.max_action_dim=3",): "'conveyor_fingers' has 4 action dimensions, the model 3",
         ("foresight.offset_seconds=0",): "foresight.offset_seconds must be positive",
+        ("train.keep_best=true", "data.validation_fraction=0"): "but data.validation_fraction is 0",
         ("foresight.offset_seconds=0.25",): "2.5 frames at 10 fps",
         ("data.latents=float16", "data.augmentation.crop=0.9"): "turn one of them off",
         ("train.parallel.micro_batch=3",): "micro_batch=3 does not divide the 8 samples",

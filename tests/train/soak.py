@@ -55,8 +55,7 @@ def forked(act: Callable[[], None]) -> int:
     try:
         act()
         code = 0
-    except BaseException as error:
-        held = error  # noqa: F841  what its frames hold is not torn down: a gloo group may wait for the interpreter there
+    except BaseException:
         traceback.print_exc()
     finally:
         sys.stderr.flush()

@@ -17,7 +17,8 @@ class Driver:
 
     client: of the server. robot: one of those that it serves; needed where there are several. execute: steps of each
     chunk that are executed; None: as many as the policy says.
-    fps: control steps per second, which the loop must keep: `act` returns at once between two chunks.
+    fps: control steps per second, which the loop must keep: `act` returns at once between two chunks. None: the policy
+    states none, and the robot knows.
     step: control steps of this episode so far. reply: the server's last one, whose `history` says which frame it used.
 
     Frames are the server's to keep: of an episode in which the connection broke, it knows what came since.
@@ -29,7 +30,7 @@ class Driver:
         told = _served(client.metadata["robots"], robot)
         self._robot = {} if robot is None else {"embodiment": robot}
         self.cameras: list[str] = told["cameras"]
-        self.fps: float = told["fps"]
+        self.fps: float | None = told["fps"]
         self.execute = told["n_action_steps"] if execute is None else execute
         self.history_steps: int = told["history_steps"]
         if not 1 <= self.execute <= told["chunk_size"]:

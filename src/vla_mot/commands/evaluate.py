@@ -106,7 +106,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
 
 def _score(frames: foresight.Opened, output: Path) -> None:
     """Add the scores of the foresight to results that are kept whatever happens here."""
-    kept = f"The results of the episodes are kept in {output}; its foresight is not."
+    kept = f"The results of the episodes are kept in {output}; the scores of its foresight are not."
     try:
         seen = foresight.score(frames)
         if seen is not None:

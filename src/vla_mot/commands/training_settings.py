@@ -111,6 +111,11 @@ def training_config(config: Mapping[str, Any]) -> TrainingConfig:
     if train.optimizer == "adamw8bit":
         require_bitsandbytes()
     model, data = model_config(config, embodiment), section(DataConfig, "data", config["data"])
+    if train.keep_best and not data.validation_fraction:  # said before anything is decoded
+        raise ConfigError(
+            "train.keep_best=true keeps the checkpoint that validated best, but data.validation_fraction is 0: raise "
+            "it, or set train.keep_best=false."
+        )
     if data.latents is not None and model.generation is None:
         raise ConfigError(
             f"data.latents={data.latents} caches what a foresight tokenizer encodes, which a model without generation "

@@ -1,6 +1,6 @@
 """Policies of LeRobot in our closed loop: the yardsticks beside ours, on the same seeds and pictures.
 
-Those that predict chunks of `chunk_size` from one observation: ACT, SmolVLA, the π0 family and others, not Diffusion.
+Those that predict chunks of `chunk_size` from one observation. Tested with ACT; Diffusion and TD-MPC are refused.
 
 Legend: `B` robots, `L` chunk steps, `D` action dims.
 """
@@ -35,7 +35,7 @@ class LeRobotController:
         if not hasattr(config, "chunk_size") or config.n_obs_steps != 1:
             raise ConfigError(
                 "a policy of LeRobot that predicts chunks (chunk_size) from one observation (n_obs_steps=1) is needed, "
-                f"such as act or smolvla; {folder} holds one of type {config.type!r} with n_obs_steps="
+                f"such as act; {folder} holds one of type {config.type!r} with n_obs_steps="
                 f"{config.n_obs_steps} and {'a' if hasattr(config, 'chunk_size') else 'no'} chunk_size."
             )
         config.device, config.pretrained_path = device, folder

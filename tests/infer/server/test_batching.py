@@ -224,6 +224,7 @@ def test_behind_an_engine_batches_have_few_sizes():
     asked = [observation(row, step=row) for row in range(3)]
     with serving(policy, max_batch=4, warm_up=True, instructions=("a", "a longer one")) as running:
         assert policy.batches == [1, 2, 4] * 4  # two instructions, pictures as bytes and as floats
+        assert len(policy.engine._forms) == 12
         policy.batches.clear()
         found = held_together(running, policy, asked)
     assert policy.batches == [1, 4]
