@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from vla_mot.batch import Batch
 from vla_mot.train.checkpoint import newest_checkpoint
 
 STEPS, SAVE_EVERY, VALIDATE_EVERY = 100_000, 4, 10
+PATIENCE = 120.0  # seconds in which a moment to kill must come
 
 
 class Ending(MemoryStream):
@@ -62,52 +64,59 @@ def forked(act: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def kill(child: int, run: Path) -> bool:
-    """SIGKILL; returns whether a checkpoint was being written."""
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), f"a life ended by itself, with status {status}"
-    return bool(writing(run))
-
-
 def writing(run: Path) -> set[str]:
     """The checkpoints that are being written, or were when somebody was killed."""
     return {path.name for path in (run / "checkpoints").glob(".unfinished-*")}
 
 
-def await_writing(run: Path, child: int, nth: int) -> None:
-    """Wait until the child begins the `nth` checkpoint that was not begun before, or ends."""
-    begun = writing(run)
-    before = len(begun)
-    deadline = time.monotonic() + 30
-    while len(begun) < before + nth and time.monotonic() < deadline:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return
-        begun |= writing(run)
-        time.sleep(0.0005)
+def kill(child: int, then: Callable[[], bool] = lambda: True) -> None:
+    """SIGKILL at a moment at which `then` holds; the child is stopped while it is asked, so that it still holds."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        if then():
+            os.kill(child, signal.SIGSTOP)
+            _, status = os.waitpid(child, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), f"a life ended by itself, with status {status}"
+            if then():
+                break
+            os.kill(child, signal.SIGCONT)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        assert not ended, f"a life ended by itself, with status {status}"
+        assert time.monotonic() < deadline, f"what a kill waits for did not come in {PATIENCE} s"
+        time.sleep(random.uniform(0.0, 0.01))  # not always right after it was begun
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"a life ended by itself, with status {status}"
 
 
 def main(folder: Path, seed: int, kills: int) -> None:
-    """Half of the kills come at any time, the others while a checkpoint is written; then a last life ends the run."""
+    """Every fourth kill comes at any time, the next between two checkpoints, the others while one is written; then a
+    last life ends the run. Of two kills of a kind one finds a run that saves in the background, but for those between:
+    a disk may be so slow that such a run always writes."""
     torch.set_num_threads(1)
     trainer(folder / "never run")  # imports what a model needs
     warnings.simplefilter("error", DeprecationWarning)  # Python's, when it forks beside other threads
-    draws, run, interrupted = random.Random(seed), folder / "killed", 0
+    draws, run, count = random.Random(seed), folder / "killed", Counter()
     for number in range(kills):
-        in_background = bool(number % 4 // 2)
+        moment = ("any", "between", "writing", "writing")[number % 4]
+        in_background = moment != "between" and number // 4 % 2 == 1
+        left, newest = writing(run), newest_checkpoint(run)
         child = forked(lambda: live(run, save_async=in_background))  # noqa: B023  (called at once)
-        if number % 2:
-            await_writing(run, child, draws.randint(1, 2))
-            time.sleep(draws.uniform(0.0, 0.1))
-        else:
+        if moment == "any":
             time.sleep(draws.uniform(0.0, 1.5))
-        interrupted += kill(child, run)
+            kill(child)
+        elif moment == "between":
+            kill(child, lambda: newest_checkpoint(run) != newest and not writing(run))  # noqa: B023
+        else:
+            later = time.monotonic() + draws.uniform(0.0, 0.5)
+            kill(child, lambda: time.monotonic() > later and not writing(run) <= left)  # noqa: B023
+        count[moment] += 1
     checkpoint = newest_checkpoint(run)
     reached = 0 if checkpoint is None else int(checkpoint.name)
     for each in (run, folder / "whole"):
         child = forked(lambda: live(each, reached + 2 * SAVE_EVERY))  # noqa: B023
         assert os.waitpid(child, 0)[1] == 0
-    print(json.dumps({"kills": kills, "while_writing": interrupted, "reached": reached}))
+    print(json.dumps({"kills": count, "reached": reached}))
 
 
 if __name__ == "__main__":
