@@ -1,6 +1,6 @@
 """Imports point one way, and `import vla_mot` stays quick.
 
-    errors, options, conf_dir, version, batch, keyed <- nn, flow, robots <- backbones, foresight <- model <- hub
+    errors, options, conf_dir, version, batch, keyed, groups <- nn, flow, robots <- backbones, foresight <- model <- hub
                            <- infer <- evaluate <- train <- commands   (left is imported by right)
 
 Beside that line stand `data` (reads batch and robots), `policy` (up to infer) and `envs` (nothing of ours).
@@ -17,7 +17,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vla_mot"
 
-BOTTOM = {"errors", "version", "batch", "keyed", "options", "conf_dir"}
+BOTTOM = {"errors", "version", "batch", "keyed", "options", "conf_dir", "groups"}
 LEVELS = [
     BOTTOM,
     {"nn", "flow", "robots"},

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import torch
 import torch.utils.tensorboard
+from tests.train.forks import free_port, two_ranks
 from tests.train.ranks import Share, ranked
-from tests.train.soak import forked
 
 from vla_mot.batch import Batch
 from vla_mot.train.config import SafetyConfig
@@ -68,19 +67,11 @@ class Losing(Share):
             yield batch
 
 
-def train(run: Path, rank: int, port: int, happens: Happens) -> None:
+def train(run: Path, rank: int, happens: Happens) -> None:
     """One rank of two. What it says goes to a file of its own."""
     run.mkdir(parents=True, exist_ok=True)
     said = os.open(run / f"rank-{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 2)
-    told = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in told.items()})
     with join("cpu", 60.0) as world:
         life = ranked(run, world, safety=SafetyConfig(stuck_seconds=STUCK_SECONDS))
         life.stream = Losing(rank, world.size, run, happens if rank == 1 else lambda run, batch: None)
@@ -88,22 +79,14 @@ def train(run: Path, rank: int, port: int, happens: Happens) -> None:
             life.run(stop=lambda: stops.asked)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def main(folder: Path, ways: list[str]) -> None:
     """One way after the other."""
     torch.set_num_threads(1)
     found = {}
     for way in ways:
-        port, started = free_port(), time.monotonic()
-        children = [
-            forked(lambda rank=rank: train(folder / way, rank, port, WAYS[way]))  # noqa: B023
-            for rank in range(2)
-        ]
+        started = time.monotonic()
+        live = lambda rank: train(folder / way, rank, WAYS[way])  # noqa: B023, E731
+        children = two_ranks(live, free_port())
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         found[way] = {"codes": codes, "seconds": time.monotonic() - started}
     print(json.dumps(found))

@@ -11,7 +11,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.utils.tensorboard
+from tests.train.forks import forked
 from tests.train.runs import MemoryStream, trainer
 
 from vla_mot.batch import Batch
@@ -46,22 +46,6 @@ def live(run: Path, last: int | None = None, *, save_async: bool = False) -> Non
     if (checkpoint := newest_checkpoint(run)) is not None:
         life.resume(checkpoint)
     life.run()
-
-
-def forked(act: Callable[[], None]) -> int:
-    """The process id of a child that does `act` and ends with 0, or with 1 and a traceback."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        act()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def writing(run: Path) -> set[str]:

@@ -1,7 +1,11 @@
 """Who a process is among those that train together, as its launcher tells."""
 
+import subprocess
+import sys
+
 import pytest
 import torch.distributed as dist
+from tests.conftest import REPOSITORY
 
 from vla_mot.errors import ConfigError
 from vla_mot.train.world import World, join, launched_ranks, shard_mesh
@@ -58,3 +62,13 @@ def test_ranks_that_would_meet_in_the_store_of_those_before_are_warned(
     with pytest.raises(dist.DistError), join("cpu", 0.2):
         pass
     assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == warned
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_ranks_that_part_right_after_an_exchange_end():
+    """Without the group being kept, a hundred lives never were all lived: one of the first fifty hung."""
+    words = [sys.executable, "-m", "tests.train.parting", "100"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "100\n"

@@ -23,6 +23,7 @@ from torch import Tensor
 from vla_mot.batch import Batch
 from vla_mot.errors import ConfigError, unknown_name
 from vla_mot.flow.solvers import Solver
+from vla_mot.groups import keep_to_the_end
 from vla_mot.hub.checkpoint import open_checkpoint
 from vla_mot.hub.manifest import write_manifest
 from vla_mot.hub.native import save_policy
@@ -251,6 +252,7 @@ class VlaMotPolicy(PreTrainedPolicy):
         if reduction not in ("mean", "none"):
             raise ConfigError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
         prepared = training_batch(batch, self._policy.processor)
+        keep_to_the_end()  # LeRobot lets go of it together with this policy
         self._whiten(prepared)
         noise, level = self._draw_noise(prepared)
         losses = self.model.losses(prepared, noise, level)

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from vla_mot.errors import ConfigError, RankLostError
+from vla_mot.groups import keep_to_the_end
 from vla_mot.train.peers import losses_explained
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,11 @@ class World:
 
     def beside(self) -> "World":
         """The same ranks on a line of their own, for a thread that talks while the main one does. All must call it."""
-        return replace(self, group=dist.new_group(backend="gloo")) if self.size > 1 else self
+        if self.size == 1:
+            return self
+        group = dist.new_group(backend="gloo")
+        keep_to_the_end(group)
+        return replace(self, group=group)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -113,12 +118,6 @@ def _told(name: str, alone: int) -> int:
     return int(text)
 
 
-_failed: list[BaseException] = []
-"""What ended a group, kept to the end of the process with all that its frames hold. Freed right after an exchange, a
-gloo group waits, holding the interpreter, for its thread, which waits for the interpreter to let go of that exchange's
-tensors (torch 2.11)."""
-
-
 @contextmanager
 def join(device: str, patience: float | None) -> Iterator[World]:
     """Meet the ranks that were launched together, and part at the end.
@@ -147,12 +146,10 @@ def join(device: str, patience: float | None) -> Iterator[World]:
     backend = "gloo" if world.device == "cpu" else "cpu:gloo,cuda:nccl"
     timeout = None if patience is None else timedelta(seconds=patience)
     dist.init_process_group(backend, timeout=timeout)
+    keep_to_the_end()
     try:
         with losses_explained(rank):
             yield world
-    except BaseException as error:
-        _failed.append(error)
-        raise
     finally:
         dist.destroy_process_group()
 
@@ -182,15 +179,18 @@ def shard_mesh(world: World, shard_ranks: int | None) -> DeviceMesh:
     Raises ConfigError when the ranks do not divide into copies.
     """
     kind = torch.device(world.device).type
-    if shard_ranks is None or shard_ranks == world.size:
-        return init_device_mesh(kind, (world.size,), mesh_dim_names=("shards",))
-    if world.size % shard_ranks:
+    shards = world.size if shard_ranks is None else shard_ranks
+    if world.size % shards:
         raise ConfigError(
             f"{world.size} ranks do not divide into copies of train.parallel.shard_ranks={shard_ranks}; choose a "
             "divisor, usually the GPUs of one machine."
         )
-    copies = world.size // shard_ranks
-    return init_device_mesh(kind, (copies, shard_ranks), mesh_dim_names=("copies", "shards"))
+    if shards == world.size:
+        mesh = init_device_mesh(kind, (shards,), mesh_dim_names=("shards",))
+    else:
+        mesh = init_device_mesh(kind, (world.size // shards, shards), mesh_dim_names=("copies", "shards"))
+    keep_to_the_end(*mesh.get_all_groups())
+    return mesh
 
 
 def local(tensor: Tensor) -> Tensor:
