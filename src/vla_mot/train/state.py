@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from vla_mot.errors import CheckpointError
+from vla_mot.groups import keep_to_the_end
 from vla_mot.train.average import AveragedWeights
 from vla_mot.train.optimizer import Optimizers
 from vla_mot.train.world import World
@@ -141,4 +142,6 @@ def _in_host_memory(mesh: DeviceMesh) -> DeviceMesh:
     """The same ranks in the same order: a shard in host memory must say so of its mesh."""
     if mesh.device_type == "cpu":
         return mesh
-    return init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+    made = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+    keep_to_the_end(*made.get_all_groups())
+    return made
