@@ -12,6 +12,6 @@ _kept: "set[dist.ProcessGroup]" = set()
 
 def keep_to_the_end(*groups: "dist.ProcessGroup") -> None:
     """Keep groups until the process ends, when nothing is exchanged any more; none given: torch's default, if any."""
-    if not groups and dist.is_available() and dist.is_initialized():
-        _kept.add(dist.distributed_c10d._get_default_group())
     _kept.update(groups)
+    if not groups and dist.is_available() and (default := dist.group.WORLD) is not None:
+        _kept.add(default)

@@ -124,6 +124,7 @@ def run_arm(
 
 def _counter(total: int, advance: Callable[[int, int, str], None]) -> Callable[[EpisodeResult], None]:
     done = successes = 0
+    advance(0, total, "")  # says how many there are, and when they began
 
     def count(result: EpisodeResult) -> None:
         nonlocal done, successes
