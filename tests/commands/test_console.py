@@ -3,6 +3,8 @@ import logging
 import pytest
 
 from vla_mot.commands import console
+from vla_mot.commands.arms import _counter
+from vla_mot.evaluate.results import EpisodeResult
 
 
 @pytest.fixture
@@ -21,6 +23,14 @@ def test_the_time_left_counts_only_what_was_done_here(clock, capsys, begun):
             advance(begun + step, begun + 100)
             clock[0] += 1.0
     assert f"train: {begun + 21}/{begun + 100}, 1:19 left" in capsys.readouterr().out
+
+
+def test_an_evaluation_says_how_many_episodes_there_are_before_one_has_ended():
+    told = []
+    count = _counter(2, lambda *words: told.append(words))
+    assert told == [(0, 2, "")]
+    count(EpisodeResult(0, "push", "push", "done", True, 1, 0.1))
+    assert told[1:] == [(1, 2, "1 succeeded")]
 
 
 def test_the_end_says_how_long_it_took(clock, capsys):

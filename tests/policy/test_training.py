@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from tests.model.tiny import tiny_config
 from tests.policy.conftest import CHUNK, GRIPPER, HEAD, REPO_ID
+from vla_mot import groups
 from vla_mot.data.frame_cache import FrameCache
 from vla_mot.data.source import Source
 from vla_mot.data.windows import Collate, WindowConfig, WindowDataset
@@ -185,6 +186,16 @@ def test_ranks_whiten_alike(scratch, meta, alone, monkeypatch):
     scratch.forward(windows(scratch.config, meta))
     assert torch.equal(scratch.model.tokenizer.latent_mean, torch.full((16,), 7.0))
     assert torch.equal(scratch.model.tokenizer.latent_std, torch.full((16,), 7.0))
+
+
+def test_the_group_that_a_policy_is_trained_through_is_kept(native, meta, alone, monkeypatch):
+    """What happens otherwise: `tests.train.parting`."""
+    kept = set()
+    monkeypatch.setattr(groups, "_kept", kept)
+    policy = VlaMotPolicy.from_pretrained(native)
+    assert kept == set()
+    policy.forward(windows(policy.config, meta))
+    assert kept == {torch.distributed.group.WORLD}
 
 
 def test_words_that_were_acted_on_can_be_trained_on(native, meta):

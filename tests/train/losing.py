@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,8 +86,7 @@ def main(folder: Path, ways: list[str]) -> None:
     found = {}
     for way in ways:
         started = time.monotonic()
-        live = lambda rank: train(folder / way, rank, WAYS[way])  # noqa: B023, E731
-        children = two_ranks(live, free_port())
+        children = two_ranks(partial(train, folder / way, happens=WAYS[way]), free_port())
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         found[way] = {"codes": codes, "seconds": time.monotonic() - started}
     print(json.dumps(found))

@@ -36,7 +36,7 @@ def exchange() -> nn.Module:
     return module
 
 
-def ours() -> None:
+def training() -> None:
     """As `vla-mot pretrain` does it."""
     with join("cpu", PATIENCE):
         module = exchange()
@@ -57,7 +57,7 @@ def lives(ports: list[int]) -> None:
     for number, port in enumerate(ports):
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
         os.environ["MASTER_PORT"] = str(port)
-        (ours, theirs)[number % 2]()
+        (training, theirs)[number % 2]()
 
 
 def free_ports(count: int) -> list[int]:

@@ -76,11 +76,12 @@ def kill(child: int, then: Callable[[], bool] = lambda: True) -> None:
 def main(folder: Path, seed: int, kills: int) -> None:
     """Every fourth kill comes at any time, the next between two checkpoints, the others while one is written; then a
     last life ends the run. Of two kills of a kind one finds a run that saves in the background, but for those between:
-    a disk may be so slow that such a run always writes."""
+    a disk may be so slow that such a run always writes. Prints of how many kills a moment's found a checkpoint that
+    this life had begun, and how far the run came."""
     torch.set_num_threads(1)
     trainer(folder / "never run")  # imports what a model needs
     warnings.simplefilter("error", DeprecationWarning)  # Python's, when it forks beside other threads
-    draws, run, count = random.Random(seed), folder / "killed", Counter()
+    draws, run, interrupted = random.Random(seed), folder / "killed", Counter()
     for number in range(kills):
         moment = ("any", "between", "writing", "writing")[number % 4]
         in_background = moment != "between" and number // 4 % 2 == 1
@@ -94,13 +95,13 @@ def main(folder: Path, seed: int, kills: int) -> None:
         else:
             later = time.monotonic() + draws.uniform(0.0, 0.5)
             kill(child, lambda: time.monotonic() > later and not writing(run) <= left)  # noqa: B023
-        count[moment] += 1
+        interrupted[moment] += not writing(run) <= left
     checkpoint = newest_checkpoint(run)
     reached = 0 if checkpoint is None else int(checkpoint.name)
     for each in (run, folder / "whole"):
         child = forked(lambda: live(each, reached + 2 * SAVE_EVERY))  # noqa: B023
         assert os.waitpid(child, 0)[1] == 0
-    print(json.dumps({"kills": count, "reached": reached}))
+    print(json.dumps({"while_writing": interrupted, "reached": reached}))
 
 
 if __name__ == "__main__":

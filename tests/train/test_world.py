@@ -7,8 +7,9 @@ import pytest
 import torch.distributed as dist
 from tests.conftest import REPOSITORY
 
+from vla_mot import groups
 from vla_mot.errors import ConfigError
-from vla_mot.train.world import World, join, launched_ranks, shard_mesh
+from vla_mot.train.world import World, join, kept_mesh, launched_ranks, shard_mesh
 
 
 def test_alone_without_a_launcher(monkeypatch):
@@ -64,10 +65,30 @@ def test_ranks_that_would_meet_in_the_store_of_those_before_are_warned(
     assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) == warned
 
 
+@pytest.fixture
+def alone():
+    """A process group of this process only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_lines_beside_and_groups_of_a_mesh_last_to_the_end(alone, monkeypatch):
+    """What happens otherwise, rarely: `tests.train.parting`."""
+    kept = set()
+    monkeypatch.setattr(groups, "_kept", kept)
+    line = World(size=2).beside().group
+    assert kept == {line}
+    mesh = kept_mesh("cpu", (1, 1), ("copies", "shards"))
+    assert kept == {line, *mesh.get_all_groups()} != {line}
+    kept.clear()
+    assert set(shard_mesh(World(), None).get_all_groups()) == kept != set()
+
+
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_ranks_that_part_right_after_an_exchange_end():
-    """Without the group being kept, a hundred lives never were all lived: one of the first fifty hung."""
+    """Without the group being kept, a hundred lives were lived in none of five tries."""
     words = [sys.executable, "-m", "tests.train.parting", "100"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

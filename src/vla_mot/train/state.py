@@ -23,14 +23,13 @@ from torch.distributed.checkpoint import (
     HuggingFaceStorageWriter,
 )
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from vla_mot.errors import CheckpointError
-from vla_mot.groups import keep_to_the_end
 from vla_mot.train.average import AveragedWeights
 from vla_mot.train.optimizer import Optimizers
-from vla_mot.train.world import World
+from vla_mot.train.world import World, kept_mesh
 
 
 def state_of(model: nn.Module, average: AveragedWeights, optimizers: Optimizers) -> dict[str, Tensor]:
@@ -142,6 +141,4 @@ def _in_host_memory(mesh: DeviceMesh) -> DeviceMesh:
     """The same ranks in the same order: a shard in host memory must say so of its mesh."""
     if mesh.device_type == "cpu":
         return mesh
-    made = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
-    keep_to_the_end(*made.get_all_groups())
-    return made
+    return kept_mesh("cpu", tuple(mesh.shape), mesh.mesh_dim_names)

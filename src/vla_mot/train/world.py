@@ -186,9 +186,13 @@ def shard_mesh(world: World, shard_ranks: int | None) -> DeviceMesh:
             "divisor, usually the GPUs of one machine."
         )
     if shards == world.size:
-        mesh = init_device_mesh(kind, (shards,), mesh_dim_names=("shards",))
-    else:
-        mesh = init_device_mesh(kind, (world.size // shards, shards), mesh_dim_names=("copies", "shards"))
+        return kept_mesh(kind, (shards,), ("shards",))
+    return kept_mesh(kind, (world.size // shards, shards), ("copies", "shards"))
+
+
+def kept_mesh(kind: str, shape: tuple[int, ...], names: tuple[str, ...] | None) -> DeviceMesh:
+    """A mesh of all ranks, row by row, whose groups last to the end of the process; all ranks must call it."""
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
     keep_to_the_end(*mesh.get_all_groups())
     return mesh
 
